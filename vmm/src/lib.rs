@@ -1,3 +1,6 @@
 //! (being built)
 
+pub mod arch;
+pub mod bus;
 pub mod config;
+pub mod slots;
