@@ -1,0 +1,374 @@
+//! A microVM under test: its configuration, its process, its sockets.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use rotifer_agent::client::AgentClient;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{Artifacts, Console, DEADLINE};
+
+/// The port on which the agent serves, and on which it tells the host that it does.
+const AGENT_PORT: u32 = 1024;
+
+/// The VMM's exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ExitCode {
+    PowerOff = 0,
+    VmmFailure = 1,
+    Usage = 2,
+    Reset = 3,
+    GuestPanic = 4,
+}
+
+/// A disk of the machine.
+#[derive(Debug, Clone)]
+pub struct Drive {
+    /// Its name.
+    pub id: &'static str,
+    /// The raw file.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// Describes a machine.
+#[derive(Debug, Clone)]
+pub struct VmBuilder {
+    artifacts: Artifacts,
+    kernel: PathBuf,
+    initramfs: Option<PathBuf>,
+    vcpu_count: u64,
+    mem_size_mib: u64,
+    boot_args: String,
+    drives: Vec<Drive>,
+}
+
+impl Default for VmBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VmBuilder {
+    /// One vCPU, 128 MiB, our kernel, the agent in its initramfs, no disk.
+    pub fn new() -> Self {
+        let artifacts = Artifacts::find();
+        Self {
+            kernel: artifacts.kernel.clone(),
+            initramfs: Some(artifacts.initramfs.clone()),
+            artifacts,
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            boot_args: "quiet console=ttyS0 panic=-1".into(),
+            drives: Vec::new(),
+        }
+    }
+
+    /// A bare-metal guest in place of Linux.
+    pub fn bare_metal(image: &Path, boot_args: &str) -> Self {
+        Self { kernel: image.into(), initramfs: None, boot_args: boot_args.into(), ..Self::new() }
+    }
+
+    /// How many vCPUs.
+    pub fn vcpus(mut self, count: u64) -> Self {
+        self.vcpu_count = count;
+        self
+    }
+
+    /// How much memory, in MiB.
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.mem_size_mib = mib;
+        self
+    }
+
+    /// More words for the kernel's command line.
+    pub fn boot_args(mut self, words: &str) -> Self {
+        self.boot_args = format!("{} {words}", self.boot_args);
+        self
+    }
+
+    /// One more disk: /dev/vda, /dev/vdb, ...
+    pub fn drive(mut self, id: &'static str, path: &Path, read_only: bool) -> Self {
+        self.drives.push(Drive { id, path: path.into(), read_only });
+        self
+    }
+
+    /// The Debian disk, read-only, as the root.
+    pub fn debian(self) -> Self {
+        let path = self.artifacts.debian.clone();
+        self.drive("root", &path, true).boot_args("rotifer.root=/dev/vda ro")
+    }
+
+    /// The configuration file's content, with its sockets in `directory`.
+    pub fn config(&self, directory: &Path) -> Value {
+        let drives: Vec<Value> = self
+            .drives
+            .iter()
+            .map(|drive| {
+                json!({
+                    "drive_id": drive.id,
+                    "path_on_host": drive.path,
+                    "is_root_device": false,
+                    "is_read_only": drive.read_only,
+                    "cache_type": "Writeback",
+                })
+            })
+            .collect();
+        json!({
+            "boot-source": {
+                "kernel_image_path": self.kernel,
+                "initrd_path": self.initramfs,
+                "boot_args": self.boot_args,
+            },
+            "drives": drives,
+            "machine-config": { "vcpu_count": self.vcpu_count, "mem_size_mib": self.mem_size_mib },
+            "vsock": { "guest_cid": 3, "uds_path": directory.join("v.sock") },
+            "entropy": {},
+        })
+    }
+
+    /// Starts the VMM with a configuration file.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn start(&self) -> Vm {
+        let directory = TempDir::new().expect("make a temporary directory");
+        let config = self.config(directory.path());
+        Vm::start(&self.artifacts, directory, &config)
+    }
+}
+
+/// A running VMM. Dropping it kills it.
+pub struct Vm {
+    child: Child,
+    /// Readable when the process has ended.
+    pid_fd: OwnedFd,
+    stdin: Option<ChildStdin>,
+    /// The guest's console.
+    pub console: Console,
+    /// The VMM's own messages.
+    pub messages: Console,
+    ready: UnixListener,
+    directory: TempDir,
+}
+
+impl Vm {
+    /// Starts a VMM whose sockets are in `directory`.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn start(artifacts: &Artifacts, directory: TempDir, config: &Value) -> Self {
+        let path = directory.path();
+        let listener = UnixListener::bind(path.join(format!("v.sock_{AGENT_PORT}")));
+        let config_file = path.join("vm.json");
+        fs::write(&config_file, config.to_string()).expect("write the configuration");
+        let mut child = Command::new(&artifacts.vmm)
+            .arg("--config-file")
+            .arg(&config_file)
+            .arg("--api-sock")
+            .arg(path.join("api.sock"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", artifacts.vmm.display()));
+        Self {
+            pid_fd: pid_fd(child.id()),
+            stdin: child.stdin.take(),
+            console: Console::collect(child.stdout.take().expect("stdout is piped")),
+            messages: Console::collect(child.stderr.take().expect("stderr is piped")),
+            child,
+            ready: listener.expect("listen for the agent"),
+            directory,
+        }
+    }
+
+    /// Waits until the agent says that it serves, and returns a client of it.
+    ///
+    /// # Panics
+    /// If the VMM ends or the deadline passes first.
+    pub fn agent(&mut self) -> AgentClient {
+        self.wait_until_ready();
+        self.agent_client()
+    }
+
+    /// A further client of an agent that serves.
+    pub fn agent_client(&self) -> AgentClient {
+        AgentClient::new(self.vsock_path(), AGENT_PORT, DEADLINE)
+    }
+
+    /// Waits until the agent says that it serves.
+    ///
+    /// # Panics
+    /// If the VMM ends or the deadline passes first.
+    pub fn wait_until_ready(&mut self) {
+        let (listener, process) = (self.ready.as_raw_fd(), self.pid_fd.as_raw_fd());
+        match first_readable([listener, process]) {
+            Some(0) => drop(self.ready.accept().expect("accept the agent's connection")),
+            Some(_) => panic!("the VMM ended before the agent was ready\n{}", self.report()),
+            None => panic!("the agent was not ready in time\n{}", self.report()),
+        }
+    }
+
+    /// Waits for the VMM to end.
+    ///
+    /// # Panics
+    /// If the deadline passes, or a signal ended it.
+    pub fn wait(&mut self) -> i32 {
+        if first_readable([self.pid_fd.as_raw_fd()]).is_none() {
+            panic!("the VMM did not end in time\n{}", self.report());
+        }
+        let status = self.child.wait().expect("wait for a child");
+        status.code().unwrap_or_else(|| panic!("the VMM died of {status}\n{}", self.report()))
+    }
+
+    /// Waits for the VMM to end with `expected`.
+    ///
+    /// # Panics
+    /// If it ends otherwise or not at all.
+    pub fn wait_for_exit(&mut self, expected: ExitCode) {
+        let code = self.wait();
+        assert_eq!(code, expected as i32, "the VMM's exit status\n{}", self.report());
+    }
+
+    /// Types on the console.
+    ///
+    /// # Panics
+    /// If the VMM has closed its input.
+    pub fn type_line(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("the console is still open");
+        writeln!(stdin, "{line}").expect("type on the console");
+    }
+
+    /// The VMM's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the VMM.
+    ///
+    /// # Panics
+    /// If there is no such process any more.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: sends a signal to our own child, which has not been waited for.
+        let result = unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+        assert_eq!(result, 0, "signal the VMM: {}", io::Error::last_os_error());
+    }
+
+    /// CPU time that the VMM has used, user and system together.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("read the VMM's CPU time");
+        // The second field may hold spaces and ends with the last parenthesis; utime and stime
+        // are fields 14 and 15, in ticks.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap_or(0)).sum();
+        // SAFETY: asks for a constant.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Duration::from_millis(ticks * 1000 / per_second.max(1) as u64)
+    }
+
+    /// The vsock device's Unix socket.
+    pub fn vsock_path(&self) -> PathBuf {
+        self.directory.path().join("v.sock")
+    }
+
+    /// Sends one request to the API socket; returns status and body.
+    ///
+    /// # Panics
+    /// If the VMM does not answer.
+    pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
+        api_request(&self.directory.path().join("api.sock"), method, path, body)
+    }
+
+    /// What a failed assertion shows.
+    pub fn report(&self) -> String {
+        format!("--- console\n{}\n--- VMM\n{}", self.console.tail(), self.messages.tail())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Either it has ended already, or the test is over.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pid_fd(pid: u32) -> OwnedFd {
+    // SAFETY: asks the kernel for a new descriptor, which becomes ours alone.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0);
+        assert!(fd >= 0, "open a pidfd: {}", io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd as RawFd)
+    }
+}
+
+/// Waits until one of `fds` is readable; the first such, or none if the deadline passes.
+fn first_readable<const N: usize>(fds: [RawFd; N]) -> Option<usize> {
+    let mut polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    // SAFETY: `polled` is an array of N entries that lives across the call.
+    let count = unsafe { libc::poll(polled.as_mut_ptr(), N as u64, DEADLINE.as_millis() as i32) };
+    assert!(count >= 0, "poll: {}", io::Error::last_os_error());
+    polled.iter().position(|fd| fd.revents != 0)
+}
+
+/// One HTTP request over a Unix socket; returns status and body.
+///
+/// # Panics
+/// If nobody answers.
+pub fn api_request(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).expect("connect to the API socket");
+    stream.set_read_timeout(Some(DEADLINE)).expect("set a deadline");
+    let body = body.map_or(String::new(), Value::to_string);
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).expect("send a request");
+    read_response(&mut stream)
+}
+
+fn read_response(stream: &mut UnixStream) -> (u16, String) {
+    let mut response = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&response);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+            let length = head
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+                .and_then(|(_, value)| value.trim().parse().ok())
+                .unwrap_or(0_usize);
+            if body.len() >= length {
+                return (status.expect("a status line"), body.to_owned());
+            }
+        }
+        let count = stream.read(&mut buffer).expect("read the answer");
+        assert_ne!(count, 0, "the VMM hung up in the middle of an answer: {response:?}");
+        response.extend_from_slice(&buffer[..count]);
+    }
+}
+
+/// A sparse file of `bytes` zeroes.
+///
+/// # Panics
+/// If the host refuses.
+pub fn empty_disk(path: &Path, bytes: u64) {
+    let file = File::create(path).expect("create a disk");
+    file.set_len(bytes).expect("size a disk");
+}
