@@ -31,7 +31,9 @@ pub use document::{
     Logger, MachineConfig, MachineConfigPatch, RateLimiter, Serial, TokenBucket, Unsupported,
     Vsock,
 };
+pub(crate) use drive::check_drives;
 pub use error::{Error, report};
+pub(crate) use plan::why_unsupported;
 pub use plan::{Boot, Console, Disk, Plan, VsockPlan};
 
 /// The most bytes a configuration file may have.

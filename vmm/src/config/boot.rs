@@ -27,6 +27,11 @@ pub struct Boot {
 }
 
 impl BootSource {
+    /// Checks the section as it is before the root drive is known.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.open(None).map(drop)
+    }
+
     /// Checks the section and opens its files. `root` is the drive to mount as `/`.
     pub(super) fn open(&self, root: Option<&Drive>) -> Result<Boot, Error> {
         let kernel = open_image("boot-source.kernel_image_path", &self.kernel_image_path)?;

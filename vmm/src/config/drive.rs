@@ -88,6 +88,12 @@ impl Drive {
     }
 }
 
+/// Checks the drives together, and the one at `index` by itself.
+pub(crate) fn check_drives(drives: &[Drive], index: usize) -> Result<(), Error> {
+    check_together(drives)?;
+    drives.get(index).map_or(Ok(()), |drive| drive.open(index).map(drop))
+}
+
 /// Checks what concerns the drives together: their number, their ids, the one root device.
 pub(super) fn check_together(drives: &[Drive]) -> Result<(), Error> {
     if drives.len() > DRIVES_MAX {
@@ -118,7 +124,7 @@ pub(super) fn check_together(drives: &[Drive]) -> Result<(), Error> {
 }
 
 /// Checks an identifier as it appears in files and in the API's paths.
-pub(crate) fn check_id(id: &str, path: &str) -> Result<(), Error> {
+fn check_id(id: &str, path: &str) -> Result<(), Error> {
     let reason = if id.is_empty() {
         "an id cannot be empty".into()
     } else if id.len() > DRIVE_ID_BYTES_MAX {

@@ -89,14 +89,18 @@ impl Config {
         ];
         match sections.iter().find(|(_, present)| *present) {
             None => Ok(()),
-            Some((name, _)) => Err(unsupported_section(name)),
+            Some((name, _)) => Err(Error::Unsupported {
+                path: (*name).into(),
+                reason: why_unsupported(name),
+                remedy: "remove the key",
+            }),
         }
     }
 }
 
-/// Why the section `name` of Firecracker's configuration is refused.
-pub(crate) fn unsupported_section(name: &str) -> Error {
-    let reason = match name {
+/// Why a section of Firecracker's configuration is refused.
+pub(crate) fn why_unsupported(section: &str) -> &'static str {
+    match section {
         "network-interfaces" => "there is no network device yet",
         "balloon" => "there is no balloon device yet",
         "cpu-config" => "there are no CPU templates; guests see the host's CPU",
@@ -105,6 +109,5 @@ pub(crate) fn unsupported_section(name: &str) -> Error {
         "memory-hotplug" => "there is no virtio-mem device",
         "pmem" => "there is no virtio-pmem device",
         _ => "this VMM does not have it",
-    };
-    Error::Unsupported { path: name.into(), reason, remedy: "remove the key" }
+    }
 }

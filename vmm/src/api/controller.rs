@@ -1,0 +1,302 @@
+//! Decides what a request means in the state the machine is in, and has it done.
+//!
+//! ```text
+//!                Start             Pause
+//!  NotStarted ----------> Running -------> Paused
+//!   (configure)              ^               |
+//!                            +---------------+
+//!                                 Resume
+//! ```
+//! The machine's end is the process's: there is no state for it.
+
+use serde::Serialize;
+
+use super::request::Request;
+use super::response::Response;
+use crate::config::{self, Config, Drive, Logger, Plan, report};
+use crate::logger;
+
+/// The Firecracker release whose requests are all known here by name; what `GET /version` says,
+/// because clients compare it.
+pub const FIRECRACKER_VERSION: &str = "1.14.0";
+
+/// What the controller needs a machine to do. Called on the main thread, one at a time.
+pub trait MachineControl {
+    /// Why something could not be done.
+    type Error: std::error::Error;
+
+    /// Assembles the machine, loads the kernel and lets the vCPUs run. Called until it succeeds,
+    /// and not again after that; a failed call leaves nothing behind.
+    fn boot(&mut self, plan: Plan) -> Result<(), Self::Error>;
+
+    /// Stops all vCPUs and devices; returns when they stand still.
+    fn pause(&mut self) -> Result<(), Self::Error>;
+
+    /// Lets a paused machine go on.
+    fn resume(&mut self) -> Result<(), Self::Error>;
+}
+
+/// Where the machine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum State {
+    /// It can be configured.
+    #[serde(rename = "Not started")]
+    NotStarted,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still.
+    Paused,
+}
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum Fault<E: std::error::Error + 'static> {
+    #[error("{request} is not possible {}", moment(*state))]
+    State { request: &'static str, state: State },
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Logger(#[from] logger::Error),
+    #[error("{request} is not supported: {reason}")]
+    Unsupported { request: &'static str, reason: &'static str },
+    #[error("{request} failed")]
+    Machine { request: &'static str, source: E },
+}
+
+fn moment(state: State) -> &'static str {
+    match state {
+        State::NotStarted => "before the machine is started",
+        State::Running => "while the machine runs",
+        State::Paused => "while the machine is paused",
+    }
+}
+
+/// The VMM as its clients see it.
+#[derive(Debug)]
+pub struct Controller<M> {
+    machine: M,
+    id: String,
+    config: Config,
+    state: State,
+}
+
+impl<M: MachineControl<Error: 'static>> Controller<M> {
+    /// A machine that is not started; `id` is what it is called in `GET /`.
+    pub fn new(machine: M, id: String) -> Self {
+        Self { machine, id, config: Config::default(), state: State::NotStarted }
+    }
+
+    /// The machine.
+    pub fn machine(&mut self) -> &mut M {
+        &mut self.machine
+    }
+
+    /// Where the machine is in its life.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Takes over a configuration file and starts the machine, as `--config-file` asks.
+    pub fn start(&mut self, config: Config) -> Result<(), Fault<M::Error>> {
+        if let Some(settings) = &config.logger {
+            logger::configure(settings)?;
+        }
+        self.config = config;
+        self.boot()
+    }
+
+    /// Answers a request of the API.
+    pub fn handle(&mut self, request: Request) -> Response {
+        let name = request.name();
+        match self.execute(request) {
+            Ok(response) => {
+                tracing::debug!("{name}: done");
+                response
+            }
+            Err(fault) => {
+                let text = report(&fault);
+                tracing::error!("{name}: {text}");
+                Response::Refused(text)
+            }
+        }
+    }
+
+    fn execute(&mut self, request: Request) -> Result<Response, Fault<M::Error>> {
+        let name = request.name();
+        if let Some(reason) = unsupported(&request) {
+            return Err(Fault::Unsupported { request: name, reason });
+        }
+        if !permitted(&request).contains(&self.state) {
+            return Err(Fault::State { request: name, state: self.state });
+        }
+        let failed = |source| Fault::Machine { request: name, source };
+        match request {
+            Request::InstanceInfo => return Ok(self.instance_info()),
+            Request::Version => {
+                let version = env!("CARGO_PKG_VERSION");
+                return Ok(Response::json(&serde_json::json!({
+                    "firecracker_version": FIRECRACKER_VERSION,
+                    "rotifer_version": version
+                })));
+            }
+            Request::VmConfig => return Ok(Response::json(&self.config)),
+            Request::MachineConfig => return Ok(Response::json(&self.config.machine_config)),
+            Request::Start => self.boot()?,
+            Request::Pause if self.state == State::Running => {
+                self.machine.pause().map_err(failed)?;
+                self.state = State::Paused;
+            }
+            Request::Resume if self.state == State::Paused => {
+                self.machine.resume().map_err(failed)?;
+                self.state = State::Running;
+            }
+            // Paused twice or resumed twice: already so, as with Firecracker.
+            Request::Pause | Request::Resume => {}
+            request => self.configure(request)?,
+        }
+        Ok(Response::Done)
+    }
+
+    fn boot(&mut self) -> Result<(), Fault<M::Error>> {
+        let plan = self.config.plan()?;
+        let request = Request::Start.name();
+        self.machine.boot(plan).map_err(|source| Fault::Machine { request, source })?;
+        self.state = State::Running;
+        Ok(())
+    }
+
+    /// Checks one section by itself and keeps it. What concerns several sections is checked
+    /// when the machine is started.
+    fn configure(&mut self, request: Request) -> Result<(), Fault<M::Error>> {
+        let config = &mut self.config;
+        match request {
+            Request::SetMachineConfig(section) => {
+                section.check()?;
+                config.machine_config = section;
+            }
+            Request::PatchMachineConfig(patch) => {
+                let section = config.machine_config.patched(&patch);
+                section.check()?;
+                config.machine_config = section;
+            }
+            Request::SetBootSource(section) => {
+                section.check()?;
+                config.boot_source = Some(section);
+            }
+            Request::SetDrive(drive) => config.drives = with_drive(&config.drives, drive)?,
+            Request::SetVsock(section) => {
+                section.check()?;
+                config.vsock = Some(section);
+            }
+            Request::SetEntropy(section) => {
+                section.check()?;
+                config.entropy = Some(section);
+            }
+            Request::SetSerial(section) => {
+                section.check()?;
+                config.serial = Some(section);
+            }
+            Request::SetLogger(section) => {
+                logger::configure(&section)?;
+                config.logger = Some(merged(config.logger.take(), section));
+            }
+            // Every other request was answered before.
+            other => {
+                return Err(Fault::Unsupported {
+                    request: other.name(),
+                    reason: "it configures nothing",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn instance_info(&self) -> Response {
+        #[derive(Serialize)]
+        struct Info<'a> {
+            id: &'a str,
+            state: State,
+            vmm_version: &'static str,
+            app_name: &'static str,
+        }
+        Response::json(&Info {
+            id: &self.id,
+            state: self.state,
+            vmm_version: env!("CARGO_PKG_VERSION"),
+            app_name: "Rotifer",
+        })
+    }
+}
+
+/// The drives with one added, or replaced where one has the same id; checked.
+fn with_drive(drives: &[Drive], drive: Drive) -> Result<Vec<Drive>, config::Error> {
+    let mut drives = drives.to_vec();
+    let index = match drives.iter().position(|other| other.drive_id == drive.drive_id) {
+        None => {
+            drives.push(drive);
+            drives.len() - 1
+        }
+        Some(index) => {
+            drives[index] = drive;
+            index
+        }
+    };
+    config::check_drives(&drives, index)?;
+    Ok(drives)
+}
+
+/// What is absent in the new settings stays as it was.
+fn merged(old: Option<Logger>, new: Logger) -> Logger {
+    let old = old.unwrap_or_default();
+    Logger {
+        log_path: new.log_path.or(old.log_path),
+        level: new.level.or(old.level),
+        show_level: new.show_level.or(old.show_level),
+        show_log_origin: new.show_log_origin.or(old.show_log_origin),
+        module: new.module.or(old.module),
+    }
+}
+
+/// The states in which a request makes sense.
+fn permitted(request: &Request) -> &'static [State] {
+    use State::{NotStarted, Paused, Running};
+    match request {
+        Request::InstanceInfo
+        | Request::Version
+        | Request::VmConfig
+        | Request::MachineConfig
+        | Request::Unsupported(_) => &[NotStarted, Running, Paused],
+        Request::SetMachineConfig(_)
+        | Request::PatchMachineConfig(_)
+        | Request::SetBootSource(_)
+        | Request::SetDrive(_)
+        | Request::SetVsock(_)
+        | Request::SetEntropy(_)
+        | Request::SetSerial(_)
+        | Request::SetLogger(_)
+        | Request::Start
+        | Request::LoadSnapshot(_) => &[NotStarted],
+        Request::PatchDrive(_)
+        | Request::FlushMetrics
+        | Request::SendCtrlAltDel
+        | Request::Pause
+        | Request::Resume => &[Running, Paused],
+        Request::CreateSnapshot(_) => &[Paused],
+    }
+}
+
+/// Why a request cannot be served in any state, so far.
+fn unsupported(request: &Request) -> Option<&'static str> {
+    Some(match request {
+        Request::Unsupported(section) => config::why_unsupported(section),
+        Request::PatchDrive(_) => "a drive cannot be changed after the machine is started yet",
+        Request::FlushMetrics => "metrics are not collected yet",
+        Request::SendCtrlAltDel => {
+            "ARM64 machines have no keyboard controller; \
+                                    ask the guest's agent to shut down"
+        }
+        Request::CreateSnapshot(_) | Request::LoadSnapshot(_) => "there are no snapshots yet",
+        _ => return None,
+    })
+}

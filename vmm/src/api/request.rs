@@ -1,0 +1,164 @@
+//! Everything that can be asked of the VMM.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::config::{
+    BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch, Serial,
+    Vsock,
+};
+
+/// A request, its body read but not yet checked against the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `GET /`
+    InstanceInfo,
+    /// `GET /version`
+    Version,
+    /// `GET /vm/config`
+    VmConfig,
+    /// `GET /machine-config`
+    MachineConfig,
+    /// `PUT /machine-config`
+    SetMachineConfig(MachineConfig),
+    /// `PATCH /machine-config`
+    PatchMachineConfig(MachineConfigPatch),
+    /// `PUT /boot-source`
+    SetBootSource(BootSource),
+    /// `PUT /drives/{id}`
+    SetDrive(Drive),
+    /// `PATCH /drives/{id}`
+    PatchDrive(DrivePatch),
+    /// `PUT /vsock`
+    SetVsock(Vsock),
+    /// `PUT /entropy`
+    SetEntropy(Entropy),
+    /// `PUT /serial`
+    SetSerial(Serial),
+    /// `PUT /logger`
+    SetLogger(Logger),
+    /// `PUT /actions`, `InstanceStart`
+    Start,
+    /// `PUT /actions`, `FlushMetrics`
+    FlushMetrics,
+    /// `PUT /actions`, `SendCtrlAltDel`
+    SendCtrlAltDel,
+    /// `PATCH /vm`, `Paused`
+    Pause,
+    /// `PATCH /vm`, `Resumed`
+    Resume,
+    /// `PUT /snapshot/create`
+    CreateSnapshot(SnapshotCreate),
+    /// `PUT /snapshot/load`
+    LoadSnapshot(SnapshotLoad),
+    /// A route of Firecracker's that this VMM has nothing behind; the section it belongs to.
+    Unsupported(&'static str),
+}
+
+impl Request {
+    /// What it is called in logs and refusals.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::InstanceInfo => "GET /",
+            Request::Version => "GET /version",
+            Request::VmConfig => "GET /vm/config",
+            Request::MachineConfig => "GET /machine-config",
+            Request::SetMachineConfig(_) => "PUT /machine-config",
+            Request::PatchMachineConfig(_) => "PATCH /machine-config",
+            Request::SetBootSource(_) => "PUT /boot-source",
+            Request::SetDrive(_) => "PUT /drives",
+            Request::PatchDrive(_) => "PATCH /drives",
+            Request::SetVsock(_) => "PUT /vsock",
+            Request::SetEntropy(_) => "PUT /entropy",
+            Request::SetSerial(_) => "PUT /serial",
+            Request::SetLogger(_) => "PUT /logger",
+            Request::Start => "InstanceStart",
+            Request::FlushMetrics => "FlushMetrics",
+            Request::SendCtrlAltDel => "SendCtrlAltDel",
+            Request::Pause => "PATCH /vm (Paused)",
+            Request::Resume => "PATCH /vm (Resumed)",
+            Request::CreateSnapshot(_) => "PUT /snapshot/create",
+            Request::LoadSnapshot(_) => "PUT /snapshot/load",
+            Request::Unsupported(section) => section,
+        }
+    }
+}
+
+/// The body of `PUT /snapshot/create`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// Where guest memory goes.
+    pub mem_file_path: PathBuf,
+    /// Where the machine's state goes.
+    pub snapshot_path: PathBuf,
+    /// Whether all memory is written.
+    #[serde(default)]
+    pub snapshot_type: SnapshotKind,
+}
+
+/// How much memory a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum SnapshotKind {
+    /// All of it.
+    #[default]
+    Full,
+    /// What was written since the last one.
+    Diff,
+}
+
+/// The body of `PUT /snapshot/load`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// The machine's state.
+    pub snapshot_path: PathBuf,
+    /// Guest memory; deprecated in favour of `mem_backend`.
+    pub mem_file_path: Option<PathBuf>,
+    /// Guest memory.
+    pub mem_backend: Option<MemoryBackend>,
+    /// Deprecated name of `track_dirty_pages`.
+    #[serde(default)]
+    pub enable_diff_snapshots: bool,
+    /// Whether later snapshots may be `Diff`.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// Whether the machine runs at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// Other tap devices than those of the snapshot.
+    #[serde(default)]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// Another Unix socket than that of the snapshot.
+    pub vsock_override: Option<VsockOverride>,
+    /// x86 only.
+    #[serde(default)]
+    pub clock_realtime: bool,
+}
+
+/// Where the memory of a loaded snapshot comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's and say it")]
+pub struct MemoryBackend {
+    pub backend_type: String,
+    pub backend_path: PathBuf,
+}
+
+/// Another tap device for one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's and say it")]
+pub struct NetworkOverride {
+    pub iface_id: String,
+    pub host_dev_name: String,
+}
+
+/// Another Unix socket for the vsock device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's and say it")]
+pub struct VsockOverride {
+    pub uds_path: PathBuf,
+}

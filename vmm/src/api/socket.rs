@@ -1,0 +1,117 @@
+//! The listening Unix socket: taken only when nobody else has it, removed only when it is ours.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::process::umask;
+
+/// Why a socket cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum SocketError {
+    #[error(
+        "the API socket {} is in use by another live process; stop it or choose another path",
+        path.display()
+    )]
+    Busy { path: PathBuf },
+    #[error(
+        "the API socket {} cannot be created: a file that is not a socket is there; \
+         remove it or choose another path",
+        path.display()
+    )]
+    NotASocket { path: PathBuf },
+    #[error("cannot listen on the API socket {}", path.display())]
+    Listen { path: PathBuf, source: io::Error },
+}
+
+/// A listening socket and the file it is known by.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file, to know it again.
+    file: (u64, u64),
+}
+
+impl Socket {
+    /// Listens on `path`; a socket there that nobody listens on any more is replaced.
+    pub(super) fn listen(path: &Path) -> Result<Self, SocketError> {
+        let attempt = |source| SocketError::Listen { path: path.into(), source };
+        let listener = match bind_for_owner(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                // Two processes that find the same dead socket must not remove each other's
+                // new one. The lock goes with the descriptor.
+                let _lock = lock_directory_of(path)?;
+                remove_dead(path)?;
+                bind_for_owner(path).map_err(attempt)?
+            }
+            result => result.map_err(attempt)?,
+        };
+        listener.set_nonblocking(true).map_err(attempt)?;
+        let file = identity(path).map_err(attempt)?;
+        Ok(Self { listener, path: path.into(), file })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|file| file == self.file)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove the API socket {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Binds with mode 0600 from the first moment: a client that got in would stay in.
+fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
+    // Another thread that creates a file meanwhile gets it with fewer permissions, never more.
+    let before = umask(Mode::from_raw_mode(0o177));
+    let result = UnixListener::bind(path);
+    umask(before);
+    result
+}
+
+fn lock_directory_of(path: &Path) -> Result<File, SocketError> {
+    let attempt = |source| SocketError::Listen { path: path.into(), source };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = File::open(directory).map_err(attempt)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(SocketError::Busy { path: path.into() }),
+        Err(TryLockError::Error(source)) => Err(attempt(source)),
+    }
+}
+
+fn remove_dead(path: &Path) -> Result<(), SocketError> {
+    let attempt = |source| SocketError::Listen { path: path.into(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(attempt(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::NotASocket { path: path.into() });
+        }
+        Ok(_) => {}
+    }
+    // A datagram socket never waits for the other side, as a stream would when its queue is
+    // full. The kernel looks for an owner first (ECONNREFUSED: there is none) and at the type
+    // of socket after that (EPROTOTYPE: there is one).
+    let probe = UnixDatagram::unbound().map_err(attempt)?;
+    match probe.connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(attempt)
+        }
+        _ => Err(SocketError::Busy { path: path.into() }),
+    }
+}

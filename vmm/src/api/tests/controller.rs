@@ -1,0 +1,285 @@
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::api::http::Method::{self, Get, Patch, Put};
+use crate::api::{Controller, MachineControl, Response, State, route};
+use crate::config::{self, Plan};
+
+/// A machine that remembers what it was asked for.
+#[derive(Debug, Default)]
+struct Recorder {
+    calls: Vec<String>,
+    broken: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the recorder is broken")]
+struct Broken;
+
+impl Recorder {
+    fn call(&mut self, text: String) -> Result<(), Broken> {
+        self.calls.push(text);
+        if self.broken { Err(Broken) } else { Ok(()) }
+    }
+}
+
+impl MachineControl for Recorder {
+    type Error = Broken;
+
+    fn boot(&mut self, plan: Plan) -> Result<(), Broken> {
+        let disks: Vec<_> = plan.disks.iter().map(|disk| disk.id.as_str()).collect();
+        let (vcpus, mib) = (plan.vcpu_count, plan.ram_bytes >> 20);
+        self.call(format!("boot {vcpus} {mib} {} {disks:?}", plan.boot.command_line))
+    }
+
+    fn pause(&mut self) -> Result<(), Broken> {
+        self.call("pause".into())
+    }
+
+    fn resume(&mut self) -> Result<(), Broken> {
+        self.call("resume".into())
+    }
+}
+
+struct Bench {
+    controller: Controller<Recorder>,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("Image"), [1; 64]).unwrap();
+        fs::write(dir.path().join("disk"), [1; 512]).unwrap();
+        Self { controller: Controller::new(Recorder::default(), "vm-1".into()), dir }
+    }
+
+    /// One that runs.
+    fn started() -> Self {
+        let mut bench = Self::new();
+        let kernel = bench.path("Image");
+        bench.done(Put, "/boot-source", json!({"kernel_image_path": kernel, "boot_args": "q"}));
+        bench.done(Put, "/actions", json!({"action_type": "InstanceStart"}));
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn ask(&mut self, method: Method, path: &str, body: Value) -> Response {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.controller.handle(route(method, path, body.as_bytes()).unwrap())
+    }
+
+    #[track_caller]
+    fn done(&mut self, method: Method, path: &str, body: Value) {
+        assert_eq!(self.ask(method, path, body), Response::Done);
+    }
+
+    #[track_caller]
+    fn refused(&mut self, method: Method, path: &str, body: Value, texts: &[&str]) {
+        match self.ask(method, path, body) {
+            Response::Refused(reason) => {
+                for text in texts {
+                    assert!(reason.contains(text), "{text:?} is not in {reason:?}");
+                }
+            }
+            response => panic!("{response:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn json(&mut self, path: &str) -> Value {
+        match self.ask(Get, path, Value::Null) {
+            Response::Json(text) => serde_json::from_str(&text).unwrap(),
+            response => panic!("{response:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_machine_is_configured_started_paused_and_resumed() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.json("/")["state"], "Not started");
+    let (kernel, disk) = (bench.path("Image"), bench.path("disk"));
+    bench.done(Put, "/machine-config", json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    bench.done(Patch, "/machine-config", json!({"mem_size_mib": 512}));
+    bench.done(Put, "/boot-source", json!({"kernel_image_path": kernel, "boot_args": "quiet"}));
+    for (id, root) in [("data", false), ("rootfs", true)] {
+        let drive = json!({"drive_id": id, "path_on_host": disk, "is_root_device": root});
+        bench.done(Put, &format!("/drives/{id}"), drive);
+    }
+    bench.done(Put, "/vsock", json!({"guest_cid": 3, "uds_path": "v.sock"}));
+    bench.done(Put, "/entropy", json!({}));
+    bench.done(Put, "/actions", json!({"action_type": "InstanceStart"}));
+    assert_eq!(bench.json("/")["state"], "Running");
+    bench.done(Patch, "/vm", json!({"state": "Paused"}));
+    bench.done(Patch, "/vm", json!({"state": "Paused"}));
+    assert_eq!(bench.json("/")["state"], "Paused");
+    bench.done(Patch, "/vm", json!({"state": "Resumed"}));
+    bench.done(Patch, "/vm", json!({"state": "Resumed"}));
+    let calls = &bench.controller.machine().calls;
+    let boot = r#"boot 2 512 quiet root=/dev/vda rw ["rootfs", "data"]"#;
+    assert_eq!(calls, &[boot, "pause", "resume"]);
+}
+
+#[test]
+fn what_was_configured_can_be_read_back_and_written_as_a_file() {
+    let mut bench = Bench::new();
+    assert_eq!(
+        bench.json("/machine-config"),
+        json!({"vcpu_count": 1, "mem_size_mib": 128, "smt": false,
+               "track_dirty_pages": false, "huge_pages": "None"})
+    );
+    let disk = bench.path("disk");
+    let drive = json!({"drive_id": "a", "path_on_host": disk, "is_root_device": true});
+    bench.done(Put, "/drives/a", drive);
+    let full = bench.json("/vm/config");
+    assert_eq!(full["drives"][0]["drive_id"], "a");
+    assert_eq!(full["drives"][0]["cache_type"], "Unsafe");
+    assert_eq!((&full["balloon"], &full["network-interfaces"]), (&Value::Null, &json!([])));
+    let config = config::parse(full.to_string().as_bytes()).unwrap();
+    assert_eq!(config.drives[0].drive_id, "a");
+}
+
+#[test]
+fn the_instance_and_the_version_describe_themselves() {
+    let mut bench = Bench::new();
+    let info = bench.json("/");
+    assert_eq!((&info["id"], &info["app_name"]), (&json!("vm-1"), &json!("Rotifer")));
+    assert_eq!(info["vmm_version"], env!("CARGO_PKG_VERSION"));
+    assert!(bench.json("/version")["firecracker_version"].is_string());
+}
+
+#[test]
+fn a_refused_section_leaves_the_old_one() {
+    let mut bench = Bench::new();
+    bench.done(Put, "/machine-config", json!({"vcpu_count": 4, "mem_size_mib": 64}));
+    let texts = ["machine-config.vcpu_count", "17"];
+    bench.refused(Patch, "/machine-config", json!({"vcpu_count": 17}), &texts);
+    bench.refused(
+        Put,
+        "/machine-config",
+        json!({"vcpu_count": 0, "mem_size_mib": 64}),
+        &["machine-config.vcpu_count", "1 to 16"],
+    );
+    assert_eq!(bench.json("/machine-config")["vcpu_count"], 4);
+    let disk = bench.path("disk");
+    let drive = |id: &str, path: &PathBuf| json!({"drive_id": id, "path_on_host": path, "is_root_device": true});
+    bench.done(Put, "/drives/a", drive("a", &disk));
+    let absent = bench.path("absent");
+    bench.refused(Put, "/drives/a", drive("a", &absent), &["drives[0].path_on_host", "absent"]);
+    bench.refused(Put, "/drives/b", drive("b", &disk), &["drives[1].is_root_device"]);
+    assert_eq!(bench.json("/vm/config")["drives"][0]["path_on_host"], json!(disk));
+    assert_eq!(bench.json("/vm/config")["drives"].as_array().unwrap().len(), 1);
+    let kernel = json!({"kernel_image_path": absent});
+    bench.refused(Put, "/boot-source", kernel, &["boot-source.kernel_image_path", "absent"]);
+    bench.refused(Put, "/vsock", json!({"guest_cid": 2, "uds_path": "v"}), &["vsock.guest_cid"]);
+    bench.refused(Put, "/serial", json!({"serial_out_path": ""}), &["serial.serial_out_path"]);
+}
+
+#[test]
+fn a_drive_can_be_described_anew() {
+    let mut bench = Bench::new();
+    let disk = bench.path("disk");
+    for read_only in [false, true] {
+        let drive = json!({"drive_id": "a", "path_on_host": disk, "is_root_device": true,
+                           "is_read_only": read_only});
+        bench.done(Put, "/drives/a", drive);
+    }
+    let full = bench.json("/vm/config");
+    assert_eq!(full["drives"].as_array().unwrap().len(), 1);
+    assert_eq!(full["drives"][0]["is_read_only"], true);
+}
+
+#[test]
+fn a_machine_that_runs_cannot_be_configured() {
+    let mut bench = Bench::started();
+    let kernel = bench.path("Image");
+    for (method, path, body) in [
+        (Put, "/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 64})),
+        (Patch, "/machine-config", json!({"vcpu_count": 1})),
+        (Put, "/boot-source", json!({"kernel_image_path": kernel})),
+        (Put, "/drives/a", json!({"drive_id": "a", "is_root_device": false})),
+        (Put, "/vsock", json!({"guest_cid": 3, "uds_path": "v"})),
+        (Put, "/entropy", json!({})),
+        (Put, "/serial", json!({})),
+        (Put, "/logger", json!({})),
+        (Put, "/actions", json!({"action_type": "InstanceStart"})),
+    ] {
+        bench.refused(method, path, body, &["is not possible while the machine runs"]);
+    }
+}
+
+#[test]
+fn a_machine_that_is_not_started_cannot_be_paused() {
+    let mut bench = Bench::new();
+    for state in ["Paused", "Resumed"] {
+        let texts = ["PATCH /vm", "before the machine is started"];
+        bench.refused(Patch, "/vm", json!({"state": state}), &texts);
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name_in_every_state() {
+    for mut bench in [Bench::new(), Bench::started()] {
+        let snapshot = json!({"mem_file_path": "m", "snapshot_path": "s"});
+        bench.refused(Put, "/snapshot/create", snapshot, &["/snapshot/create", "no snapshots yet"]);
+        let load = json!({"snapshot_path": "s"});
+        bench.refused(Put, "/snapshot/load", load, &["/snapshot/load", "no snapshots yet"]);
+        bench.refused(
+            Put,
+            "/network-interfaces/e",
+            json!({}),
+            &["network-interfaces", "no network"],
+        );
+        bench.refused(Put, "/metrics", json!({}), &["metrics", "not collected yet"]);
+        let action = |name| json!({ "action_type": name });
+        bench.refused(Put, "/actions", action("FlushMetrics"), &["FlushMetrics"]);
+        bench.refused(Put, "/actions", action("SendCtrlAltDel"), &["SendCtrlAltDel", "ARM64"]);
+        bench.refused(Patch, "/drives/a", json!({"drive_id": "a"}), &["PATCH /drives"]);
+    }
+}
+
+#[test]
+fn a_start_that_fails_can_be_repeated() {
+    let mut bench = Bench::new();
+    let start = json!({"action_type": "InstanceStart"});
+    bench.refused(Put, "/actions", start.clone(), &["boot-source: missing"]);
+    let kernel = bench.path("Image");
+    bench.done(Put, "/boot-source", json!({"kernel_image_path": kernel}));
+    bench.controller.machine().broken = true;
+    let texts = ["InstanceStart failed: the recorder is broken"];
+    bench.refused(Put, "/actions", start.clone(), &texts);
+    assert_eq!(bench.controller.state(), State::NotStarted);
+    bench.controller.machine().broken = false;
+    bench.done(Put, "/actions", start);
+    bench.controller.machine().broken = true;
+    let pause = json!({"state": "Paused"});
+    bench.refused(Patch, "/vm", pause, &["PATCH /vm (Paused) failed: the recorder is broken"]);
+    assert_eq!(bench.controller.state(), State::Running);
+}
+
+#[test]
+fn a_file_that_vanished_since_it_was_configured_is_named_at_the_start() {
+    let mut bench = Bench::new();
+    let kernel = bench.path("Image");
+    bench.done(Put, "/boot-source", json!({"kernel_image_path": kernel}));
+    fs::remove_file(&kernel).unwrap();
+    let start = json!({"action_type": "InstanceStart"});
+    bench.refused(Put, "/actions", start, &["boot-source.kernel_image_path", "No such file"]);
+}
+
+#[test]
+fn a_configuration_file_starts_the_machine_through_the_same_checks() {
+    let mut bench = Bench::new();
+    let document = json!({"boot-source": {"kernel_image_path": bench.path("Image")},
+                          "machine-config": {"vcpu_count": 99, "mem_size_mib": 64}});
+    let config = config::parse(document.to_string().as_bytes()).unwrap();
+    let text = config::report(&bench.controller.start(config).unwrap_err());
+    assert!(text.contains("machine-config.vcpu_count: 99"), "{text}");
+    assert_eq!(bench.controller.state(), State::NotStarted);
+}

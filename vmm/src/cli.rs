@@ -1,0 +1,200 @@
+//! The command line of `rotifer-vmm`.
+//!
+//! The options are Firecracker's, as far as there is something behind them; its others are
+//! refused with the reason.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::{Arg, Parser};
+
+use crate::config::{LogLevel, Logger};
+
+/// Where the API listens when neither `--api-sock` nor a configuration file is given.
+pub const DEFAULT_API_SOCKET: &str = "/run/rotifer.socket";
+/// What the machine is called when it is given no name: Firecracker's word.
+pub const DEFAULT_ID: &str = "anonymous-instance";
+/// The longest name of a machine.
+pub const ID_BYTES_MAX: usize = 64;
+
+/// The text of `--help`.
+pub const HELP: &str = "\
+rotifer-vmm: runs one microVM
+
+Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
+       rotifer-vmm [--api-sock PATH] [options]
+
+  --config-file FILE  start the machine that this JSON file describes
+  --api-sock PATH     serve the API on this Unix socket (/run/rotifer.socket when there is
+                      neither this nor --config-file)
+  --no-api            serve no API; needs --config-file
+  --id ID             the machine's name, as GET / shows it (anonymous-instance)
+  --boot-timer        log how long the guest takes to boot
+  --log-path PATH     write the log to this file or FIFO (standard error)
+  --level LEVEL       Error, Warning, Info, Debug, Trace or Off (Info)
+  --show-level        write the level into each line (it is, unless the logger says otherwise)
+  --show-log-origin   write file and line into each line
+  --module MODULE     log only what this module and those inside it say
+  --version           print the version
+  --help              print this
+
+Exit status: 0 the guest shut down, or a signal ended the machine; 1 the VMM failed; 2 wrong
+usage or configuration; 3 the guest reset; 4 the guest panicked.
+";
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run a machine.
+    Run(Options),
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// How to run a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Start what this file describes.
+    pub config_file: Option<PathBuf>,
+    /// Serve the API here; absent only when there is a configuration file.
+    pub api_socket: Option<PathBuf>,
+    /// The machine's name.
+    pub id: String,
+    /// Settings of the log, to be applied before anything else and before those of the file.
+    pub logger: Logger,
+    /// Log how long the guest takes to boot.
+    pub boot_timer: bool,
+}
+
+/// Why a command line is refused.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum Error {
+    #[error("wrong usage; see --help")]
+    Usage(#[source] lexopt::Error),
+    #[error("--{option} is not supported: {reason}")]
+    Unsupported { option: String, reason: &'static str },
+    #[error("--no-api needs --config-file: there would be no way to describe the machine")]
+    NothingToDo,
+    #[error("--no-api and --api-sock contradict each other")]
+    ApiOrNot,
+    #[error("--id {id:?}: a name has 1 to {ID_BYTES_MAX} ASCII letters, digits and dashes")]
+    Id { id: String },
+    #[error("--{option} is given twice")]
+    Twice { option: &'static str },
+}
+
+/// Reads the arguments, the program's name not among them.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
+    let mut parser = Parser::from_args(arguments);
+    let mut given = Given::default();
+    while let Some(argument) = parser.next().map_err(Error::Usage)? {
+        match argument {
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
+            Arg::Long("config-file") => path(&mut parser, "config-file", &mut given.config_file)?,
+            Arg::Long("api-sock") => path(&mut parser, "api-sock", &mut given.api_socket)?,
+            Arg::Long("log-path") => path(&mut parser, "log-path", &mut given.logger.log_path)?,
+            Arg::Long("id") => once("id", &mut given.id, text(&mut parser)?)?,
+            Arg::Long("module") => once("module", &mut given.logger.module, text(&mut parser)?)?,
+            // Firecracker's name; the other is what people try.
+            Arg::Long("level" | "log-level") => {
+                let word = text(&mut parser)?;
+                let level = word.parse::<LogLevel>().map_err(|reason| {
+                    Error::Usage(lexopt::Error::ParsingFailed { value: word, error: reason.into() })
+                })?;
+                once("level", &mut given.logger.level, level)?;
+            }
+            Arg::Long("no-api") => given.no_api = true,
+            Arg::Long("boot-timer") => given.boot_timer = true,
+            Arg::Long("show-level") => given.logger.show_level = Some(true),
+            Arg::Long("show-log-origin") => given.logger.show_log_origin = Some(true),
+            Arg::Long(option) => {
+                return Err(match why_unsupported(option) {
+                    Some(reason) => Error::Unsupported { option: option.into(), reason },
+                    None => Error::Usage(Arg::Long(option).unexpected()),
+                });
+            }
+            other => return Err(Error::Usage(other.unexpected())),
+        }
+    }
+    given.options().map(Command::Run)
+}
+
+/// The options so far.
+#[derive(Default)]
+struct Given {
+    config_file: Option<PathBuf>,
+    api_socket: Option<PathBuf>,
+    no_api: bool,
+    id: Option<String>,
+    logger: Logger,
+    boot_timer: bool,
+}
+
+impl Given {
+    fn options(self) -> Result<Options, Error> {
+        let api_socket = match (self.api_socket, self.no_api, &self.config_file) {
+            (Some(_), true, _) => return Err(Error::ApiOrNot),
+            (None, true, None) => return Err(Error::NothingToDo),
+            (Some(path), false, _) => Some(path),
+            (None, _, Some(_)) => None,
+            (None, false, None) => Some(DEFAULT_API_SOCKET.into()),
+        };
+        let id = self.id.unwrap_or_else(|| DEFAULT_ID.into());
+        let fits = (1..=ID_BYTES_MAX).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if !fits {
+            return Err(Error::Id { id });
+        }
+        Ok(Options {
+            config_file: self.config_file,
+            api_socket,
+            id,
+            logger: self.logger,
+            boot_timer: self.boot_timer,
+        })
+    }
+}
+
+fn path(
+    parser: &mut Parser,
+    option: &'static str,
+    place: &mut Option<PathBuf>,
+) -> Result<(), Error> {
+    let value = parser.value().map_err(Error::Usage)?;
+    once(option, place, value.into())
+}
+
+fn text(parser: &mut Parser) -> Result<String, Error> {
+    let value = parser.value().map_err(Error::Usage)?;
+    value.into_string().map_err(|value| Error::Usage(lexopt::Error::NonUnicodeValue(value)))
+}
+
+fn once<T>(option: &'static str, place: &mut Option<T>, value: T) -> Result<(), Error> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Error::Twice { option }),
+    }
+}
+
+/// Why an option that Firecracker has is none of ours.
+fn why_unsupported(option: &str) -> Option<&'static str> {
+    Some(match option {
+        "seccomp-filter" | "no-seccomp" => "there are no seccomp filters yet",
+        "metrics-path" => "metrics are not collected yet",
+        "metadata" | "mmds-size-limit" => "there is no metadata service",
+        "describe-snapshot" | "snapshot-version" => "there are no snapshots yet",
+        "enable-pci" => "devices are on virtio-mmio; there is no PCI bus",
+        "http-api-max-payload-size" => "the bound of the API's bodies is fixed at 51200 bytes",
+        "start-time-us" | "start-time-cpu-us" | "parent-cpu-time-us" => {
+            "there is no jailer yet that would pass it"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+use super::*;
+use crate::config::report;
+
+fn parse(line: &str) -> Result<Command, Error> {
+    super::parse(line.split_whitespace().map(OsString::from))
+}
+
+fn run(line: &str) -> Options {
+    match parse(line).unwrap() {
+        Command::Run(options) => options,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_options_the_api_listens_at_the_default_path() {
+    let options = run("");
+    assert_eq!(options.api_socket, Some(DEFAULT_API_SOCKET.into()));
+    assert_eq!((options.config_file, &*options.id), (None, DEFAULT_ID));
+}
+
+#[test]
+fn a_configuration_file_needs_no_api() {
+    assert_eq!(run("--config-file vm.json").api_socket, None);
+    assert_eq!(run("--config-file vm.json --no-api").api_socket, None);
+    assert_eq!(run("--config-file=vm.json --api-sock a").api_socket, Some("a".into()));
+}
+
+#[test]
+fn every_option_arrives() {
+    let options = run("--api-sock a --id vm-1 --boot-timer --log-path l --level wArn \
+                       --show-level --show-log-origin --module api");
+    assert!(options.boot_timer);
+    assert_eq!(options.id, "vm-1");
+    let logger = Logger {
+        log_path: Some("l".into()),
+        level: Some(LogLevel::Warn),
+        show_level: Some(true),
+        show_log_origin: Some(true),
+        module: Some("api".into()),
+    };
+    assert_eq!(options.logger, logger);
+    assert_eq!(run("--log-level debug").logger.level, Some(LogLevel::Debug));
+    assert_eq!(parse("--version").unwrap(), Command::Version);
+    assert!(parse("--nothing --help").is_err());
+    assert_eq!(parse("-h --nothing").unwrap(), Command::Help);
+}
+
+#[test]
+fn refusals_name_the_option_and_the_reason() {
+    let long = format!("--id {}", "x".repeat(65));
+    for (line, texts) in [
+        ("--no-api", ["--no-api", "needs --config-file"]),
+        ("--no-api --api-sock a --config-file c", ["--no-api", "--api-sock"]),
+        ("--no-seccomp", ["--no-seccomp", "no seccomp filters yet"]),
+        ("--seccomp-filter f", ["--seccomp-filter", "not supported"]),
+        ("--mmds-size-limit 1", ["--mmds-size-limit", "no metadata service"]),
+        ("--enable-pci", ["--enable-pci", "virtio-mmio"]),
+        ("--start-time-us 1", ["--start-time-us", "jailer"]),
+        ("--zebra", ["--zebra", "--help"]),
+        ("stray", ["stray", "--help"]),
+        ("--config-file", ["--config-file", "missing argument"]),
+        ("--level loud", ["loud", "Warning"]),
+        ("--id a_b", ["--id \"a_b\"", "letters, digits and dashes"]),
+        ("--id=", ["--id", "1 to 64"]),
+        (&long, ["--id", "1 to 64"]),
+        ("--id a --id b", ["--id", "given twice"]),
+        ("--config-file a --config-file b", ["--config-file", "given twice"]),
+    ] {
+        let text = report(&parse(line).expect_err(line));
+        for expected in texts {
+            assert!(text.contains(expected), "{line}: {expected:?} is not in {text:?}");
+        }
+    }
+}
