@@ -14,10 +14,12 @@
 //!
 //! Specification: <https://docs.oasis-open.org/virtio/virtio/v1.2/virtio-v1.2.html>
 
+pub mod block;
 mod chain;
 mod iovec;
 mod queue_io;
 mod registers;
+pub mod rng;
 mod transport;
 
 #[cfg(test)]
