@@ -33,6 +33,7 @@ pub use document::{
 };
 pub(crate) use drive::check_drives;
 pub use error::{Error, report};
+pub(crate) use file::{Occupant, occupant};
 pub(crate) use plan::why_unsupported;
 pub use plan::{Boot, Console, Disk, Plan, VsockPlan};
 
@@ -55,7 +56,8 @@ pub fn load(path: &Path) -> Result<Config, Error> {
     let file = file::open_for_reading(path).map_err(attempt)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(attempt)?;
-    parse(&bytes)
+    let refuse = |error| Error::Document { path: path.into(), source: Box::new(error) };
+    parse(&bytes).map_err(refuse)
 }
 
 #[cfg(test)]

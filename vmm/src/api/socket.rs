@@ -2,12 +2,14 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
+
+use crate::config::{Occupant, occupant};
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -96,22 +98,10 @@ fn lock_directory_of(path: &Path) -> Result<File, SocketError> {
 
 fn remove_dead(path: &Path) -> Result<(), SocketError> {
     let attempt = |source| SocketError::Listen { path: path.into(), source };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(attempt(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(SocketError::NotASocket { path: path.into() });
-        }
-        Ok(_) => {}
-    }
-    // A datagram socket never waits for the other side, as a stream would when its queue is
-    // full. The kernel looks for an owner first (ECONNREFUSED: there is none) and at the type
-    // of socket after that (EPROTOTYPE: there is one).
-    let probe = UnixDatagram::unbound().map_err(attempt)?;
-    match probe.connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(attempt)
-        }
-        _ => Err(SocketError::Busy { path: path.into() }),
+    match occupant(path).map_err(attempt)? {
+        Occupant::Nobody => Ok(()),
+        Occupant::Dead => fs::remove_file(path).map_err(attempt),
+        Occupant::Live => Err(SocketError::Busy { path: path.into() }),
+        Occupant::NotASocket => Err(SocketError::NotASocket { path: path.into() }),
     }
 }

@@ -17,6 +17,14 @@ pub enum Error {
         /// What the host said.
         source: io::Error,
     },
+    /// The configuration file was read, and something in it is wrong.
+    #[error("the configuration file {} is refused", path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<Error>,
+    },
     /// The document has more bytes than any sensible configuration.
     #[error("the configuration is larger than {limit_bytes} bytes; is it the right file?")]
     TooLarge {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub use super::boot::Boot;
 pub use super::drive::Disk;
 use super::drive::check_together;
-use super::{Config, Error, Unsupported};
+use super::{Config, Error, Unsupported, Vsock};
 
 /// Everything a machine is assembled from. Numbers are in range and files are open: what can
 /// still fail is the host.
@@ -69,7 +69,7 @@ impl Config {
             ram_bytes: self.machine_config.mem_size_mib << 20,
             boot,
             disks,
-            vsock: self.vsock.as_ref().map(|vsock| vsock.check()).transpose()?,
+            vsock: self.vsock.as_ref().map(Vsock::plan).transpose()?,
             entropy: self.entropy.is_some(),
             console: self.serial.as_ref().map_or(Ok(Console::Stdio), |serial| serial.check())?,
         })

@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 
 use super::drive::refuse_rate_limiter;
+use super::file::{Occupant, occupant};
 use super::plan::{Console, VsockPlan};
 use super::{Entropy, Error, HugePages, MachineConfig, MachineConfigPatch, Serial, Vsock};
 
@@ -82,7 +83,37 @@ impl MachineConfig {
 }
 
 impl Vsock {
-    /// Checks the section.
+    /// Checks the section and that the socket can be made. A dead socket in its place is no
+    /// obstacle: whoever binds the path replaces it.
+    pub(super) fn plan(&self) -> Result<VsockPlan, Error> {
+        const PATH: &str = "vsock.uds_path";
+        let plan = self.check()?;
+        let parent = plan.uds_path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let (reason, remedy) = if parent.is_some_and(|parent| !parent.is_dir()) {
+            ("there is no such directory", "create it or choose another path")
+        } else {
+            match occupant(&plan.uds_path) {
+                Ok(Occupant::Nobody | Occupant::Dead) => return Ok(plan),
+                Ok(Occupant::Live) => {
+                    ("another live process has this socket", "stop it or choose another path")
+                }
+                Ok(Occupant::NotASocket) => {
+                    ("a file that is not a socket is there", "remove it or choose another path")
+                }
+                Err(source) => {
+                    return Err(Error::File {
+                        path: PATH.into(),
+                        file: plan.uds_path,
+                        attempt: "look for a socket at",
+                        source,
+                    });
+                }
+            }
+        };
+        Err(Error::invalid(PATH, plan.uds_path.display(), reason, remedy))
+    }
+
+    /// Checks the section by itself.
     pub(crate) fn check(&self) -> Result<VsockPlan, Error> {
         if !(GUEST_CID_MIN..=GUEST_CID_MAX).contains(&self.guest_cid) {
             return Err(Error::invalid(

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -338,6 +339,22 @@ fn a_socket_path_leaves_room_for_the_guests_ports() {
 }
 
 #[test]
+fn a_socket_path_that_is_taken_is_refused() {
+    let host = Host::new();
+    let path = host.path("v.sock");
+    let mut document = host.good();
+    document["vsock"]["uds_path"] = json!(path);
+    let listener = UnixListener::bind(&path).unwrap();
+    expect_refusal(&document, &["vsock.uds_path", "v.sock", "another live process"]);
+    drop(listener);
+    assert!(plan(&document).is_ok(), "a dead socket can be replaced");
+    document["vsock"]["uds_path"] = json!(host.path("Image"));
+    expect_refusal(&document, &["vsock.uds_path", "Image", "not a socket"]);
+    document["vsock"]["uds_path"] = json!(host.path("absent/v.sock"));
+    expect_refusal(&document, &["vsock.uds_path", "absent", "there is no such directory"]);
+}
+
+#[test]
 fn a_serial_file_that_cannot_be_is_refused() {
     refused("/serial/serial_out_path", json!(""), &["serial.serial_out_path", "needs a path"]);
     refused("/serial/serial_out_path", json!("/"), &["serial.serial_out_path", "a directory"]);
@@ -348,7 +365,11 @@ fn a_configuration_file_is_bounded_and_named() {
     let host = Host::new();
     let path = host.path("vm.json");
     fs::write(&path, vec![b' '; (FILE_BYTES_MAX + 1) as usize]).unwrap();
-    assert!(matches!(load(&path), Err(Error::TooLarge { .. })));
+    let text = report(&load(&path).unwrap_err());
+    assert!(text.contains("vm.json is refused") && text.contains("1048576 bytes"), "{text}");
+    fs::write(&path, "{\n \"boot-source\": {,\n}").unwrap();
+    let text = report(&load(&path).unwrap_err());
+    assert!(text.contains("vm.json is refused: line 2, column 18: not valid JSON"), "{text}");
     let text = report(&load(&host.path("absent.json")).unwrap_err());
     assert!(text.contains("absent.json") && text.contains("No such file"), "{text}");
     assert!(report(&load(host.dir.path()).unwrap_err()).contains("directory"));
