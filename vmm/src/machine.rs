@@ -1,0 +1,179 @@
+//! The machine: KVM, RAM, interrupt controller, vCPUs and devices, put together in one way.
+//!
+//! ```text
+//!  Machine::boot ── assemble ── load kernel, device tree, boot registers ── run
+//!                      │
+//!                      │ open KVM, create VM, GIC, vCPUs; init GIC; map RAM; make the devices
+//!                      ▼ wire interrupts and doorbells; start io thread and vCPU threads
+//!                   Machine ── pause ──▶ Paused ── drop ──▶ Machine
+//! ```
+//! The main thread owns it by value. What happens inside is told through one eventfd, `wake`,
+//! upon which the main thread asks [`Machine::take_outcome`].
+
+mod gic;
+mod kick;
+mod load;
+mod pause;
+mod threads;
+mod vcpu;
+mod vm;
+
+use std::sync::Arc;
+
+use rotifer_devices::GuestMemory;
+use rotifer_devices::io::{IoThread, IoThreadError, Parked};
+use vmm_sys_util::eventfd::EventFd;
+
+use self::gic::Gic;
+pub use self::gic::GicError;
+pub use self::load::LoadError;
+pub use self::pause::{PauseError, Paused};
+pub use self::threads::ThreadError;
+use self::threads::Threads;
+pub use self::vcpu::VcpuError;
+use self::vcpu::{Exit, Vcpu};
+use self::vm::Vm;
+pub use self::vm::VmError;
+use crate::boot::{Boot, BootError};
+use crate::config::Plan;
+use crate::memory::{self, MemoryError};
+use crate::outcome::Outcome;
+use crate::table::{Table, TableError, Wanted};
+
+/// Why a machine cannot be made or cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+#[expect(missing_docs, reason = "each is the error of the part it is named after")]
+pub enum MachineError {
+    Boot(#[from] BootError),
+    Vm(#[from] VmError),
+    Gic(#[from] GicError),
+    Vcpu(#[from] VcpuError),
+    Memory(#[from] MemoryError),
+    Table(#[from] TableError),
+    Load(#[from] LoadError),
+    Io(#[from] IoThreadError),
+    Thread(#[from] ThreadError),
+    Pause(#[from] PauseError),
+}
+
+impl MachineError {
+    /// Whether another configuration would help, on this host.
+    pub fn is_users_mistake(&self) -> bool {
+        matches!(
+            self,
+            Self::Boot(_)
+                | Self::Gic(GicError::TooManyCpus { .. })
+                | Self::Vm(VmError::AddressSpace { .. })
+                | Self::Table(TableError::Console(_) | TableError::Block(_))
+        )
+    }
+}
+
+/// A machine whose parts exist and are connected. Fields are dropped in this order: guest code
+/// ends first, device code second, and then what both use.
+pub struct Machine {
+    vcpus: Threads,
+    /// While the machine is paused.
+    parked: Option<Parked>,
+    io: IoThread,
+    table: Table,
+    /// Held for as long as the interrupts of the machine are.
+    _gic: Gic,
+    _vm: Vm,
+    /// What the vCPUs and devices work on.
+    _memory: Arc<GuestMemory>,
+}
+
+/// What the configuration says of the machine itself.
+struct Hardware {
+    vcpu_count: u8,
+    ram_bytes: u64,
+    devices: Wanted,
+}
+
+/// A machine that no code has run in yet: its vCPUs can still be given registers.
+struct Assembled {
+    vm: Vm,
+    gic: Gic,
+    vcpus: Vec<Vcpu>,
+    memory: Arc<GuestMemory>,
+    table: Table,
+}
+
+impl Machine {
+    /// Assembles the machine that `plan` describes, and lets its kernel run. `wake` is written
+    /// whenever [`Self::take_outcome`] may have something to tell.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing of the machine is left then.
+    pub fn boot(plan: Plan, wake: &EventFd) -> Result<Self, MachineError> {
+        let Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, console } = plan;
+        let boot = Boot::prepare(boot, ram_bytes)?;
+        let devices = Wanted { console, disks, vsock, entropy };
+        let assembled = Assembled::new(Hardware { vcpu_count, ram_bytes, devices }, wake)?;
+        load::load(boot, &assembled, ram_bytes)?;
+        let mut machine = assembled.start(wake)?;
+        machine.vcpus.run()?;
+        Ok(machine)
+    }
+
+    /// Stops vCPUs and devices, and returns when nothing of the machine moves.
+    ///
+    /// # Errors
+    /// See [`PauseError`].
+    pub fn pause(&mut self) -> Result<Paused<'_>, PauseError> {
+        Paused::new(self)
+    }
+
+    /// What the machine has come to, if it has ended.
+    ///
+    /// # Errors
+    /// A vCPU cannot go on.
+    pub fn take_outcome(&mut self) -> Result<Option<Outcome>, MachineError> {
+        if self.table.panic_notifier.panicked() {
+            return Ok(Some(Outcome::Panicked));
+        }
+        Ok(match self.vcpus.take_exit().transpose()? {
+            Some(Exit::Shutdown) => Some(Outcome::Shutdown),
+            Some(Exit::Reset) => Some(Outcome::Reset),
+            Some(Exit::Crash) => Some(Outcome::Panicked),
+            Some(Exit::Kicked) | None => None,
+        })
+    }
+
+    /// Writes what is left of the console's output.
+    pub fn finish_output(&self) {
+        self.table.console.finish();
+    }
+}
+
+impl Assembled {
+    /// The one recipe for a machine, in the order that costs least: KVM first, whose refusals are
+    /// the likeliest; the GIC before the vCPUs, whose number it bounds; interrupts after both.
+    fn new(hardware: Hardware, wake: &EventFd) -> Result<Self, MachineError> {
+        let Hardware { vcpu_count, ram_bytes, devices } = hardware;
+        let vm = Vm::create(ram_bytes)?;
+        let gic = Gic::create(vm.fd(), vcpu_count)?;
+        let vcpus = (0..vcpu_count)
+            .map(|index| Vcpu::create(vm.fd(), index))
+            .collect::<Result<Vec<_>, _>>()?;
+        gic.init()?;
+        let memory = Arc::new(memory::map(ram_bytes)?);
+        vm.add_memory(&memory)?;
+        let wake = wake.try_clone().map_err(VmError::Wake)?;
+        let table = Table::build(devices, &memory, wake)?;
+        for entry in &table.entries {
+            vm.wire(entry)?;
+        }
+        Ok(Self { vm, gic, vcpus, memory, table })
+    }
+
+    /// Starts the threads; no vCPU runs yet.
+    fn start(self, wake: &EventFd) -> Result<Machine, MachineError> {
+        let Self { vm, gic, vcpus, memory, table } = self;
+        let io = IoThread::start("io", table.subscribers())?;
+        let vcpus = Threads::start(vcpus, &Arc::new(table.bus()), wake)?;
+        Ok(Machine { vcpus, parked: None, io, table, _gic: gic, _vm: vm, _memory: memory })
+    }
+}

@@ -1,0 +1,84 @@
+//! The machine on a host that can have none: not an ARM64 Linux. Everything around it is the
+//! same, so that it can be built and tested there.
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{Boot, BootError};
+use crate::config::Plan;
+use crate::outcome::Outcome;
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// What is wrong with the boot is found on every host.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Everything else needs the processor.
+    #[error(
+        "microVMs are ARM64 machines, and this host is not one; use `./x host` for an emulated one"
+    )]
+    WrongHost,
+}
+
+impl MachineError {
+    /// Whether another configuration would help, on this host.
+    pub fn is_users_mistake(&self) -> bool {
+        matches!(self, Self::Boot(_))
+    }
+}
+
+/// Why a machine cannot be paused.
+pub type PauseError = MachineError;
+
+/// There is none.
+pub enum Machine {}
+
+/// There is none.
+pub enum Paused {}
+
+impl Machine {
+    /// Refuses, after the checks that need no machine.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn boot(plan: Plan, _wake: &EventFd) -> Result<Self, MachineError> {
+        Boot::prepare(plan.boot, plan.ram_bytes)?;
+        Err(MachineError::WrongHost)
+    }
+
+    /// Cannot be called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn pause(&mut self) -> Result<Paused, PauseError> {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn take_outcome(&mut self) -> Result<Option<Outcome>, MachineError> {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    pub fn finish_output(&self) {
+        match *self {}
+    }
+}
+
+impl Paused {
+    /// Cannot be called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn resume(self) -> Result<(), PauseError> {
+        match self {}
+    }
+
+    /// Cannot be called.
+    pub fn stay(self) {
+        match self {}
+    }
+}

@@ -1,0 +1,36 @@
+//! `rotifer-vmm`: runs one microVM.
+
+use std::process::ExitCode;
+
+use rotifer_vmm::cli::{self, Command};
+use rotifer_vmm::config::report;
+use rotifer_vmm::outcome::WRONG_USAGE;
+use rotifer_vmm::run;
+
+fn main() -> ExitCode {
+    let options = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(options)) => options,
+        Ok(Command::Help) => {
+            print!("{}", cli::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Command::Version) => {
+            println!("rotifer-vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("rotifer-vmm: {}", report(&error));
+            return WRONG_USAGE.into();
+        }
+    };
+    match run::run(options) {
+        Ok(outcome) => {
+            tracing::info!("{}", outcome.text());
+            outcome.into()
+        }
+        Err(error) => {
+            eprintln!("rotifer-vmm: {}", report(&error));
+            error.status().into()
+        }
+    }
+}

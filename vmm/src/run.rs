@@ -1,0 +1,202 @@
+//! The main thread: one event loop over the API's socket, signals and the machine, from the
+//! command line to the outcome.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::api::{Controller, Fault, MachineControl, Server, ServerError};
+use crate::cli::Options;
+use crate::config::{self, Console, Plan};
+use crate::logger;
+use crate::machine::{Machine, MachineError};
+use crate::outcome::{FAILURE, Outcome, WRONG_USAGE};
+use crate::signals::Signals;
+use crate::terminal::Raw;
+
+/// Why the VMM ended without an outcome of the machine.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The log.
+    #[error(transparent)]
+    Logger(#[from] logger::Error),
+    /// The machine could not be started.
+    #[error(transparent)]
+    Start(#[from] Fault<MachineError>),
+    /// The machine cannot go on.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The event loop.
+    #[error("wait for events on the main thread")]
+    Loop(#[source] event_manager::Error),
+    /// The host refuses something.
+    #[error("{attempt}")]
+    Host {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RunError {
+    /// The status of the process.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::Logger(_)
+            | Self::Start(Fault::Config(_) | Fault::Logger(_)) => WRONG_USAGE,
+            Self::Start(Fault::Machine { source, .. }) if source.is_users_mistake() => WRONG_USAGE,
+            _ => FAILURE,
+        }
+    }
+}
+
+/// Does what `options` ask for, until the machine ends.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run(options: Options) -> Result<Outcome, RunError> {
+    logger::configure(&options.logger)?;
+    let signals = Signals::take().map_err(host("take signals"))?;
+    let config = options.config_file.as_deref().map(config::load).transpose()?;
+    let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
+    let wake = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+    let keeper = Keeper {
+        wake: wake.try_clone().map_err(host("duplicate an eventfd"))?,
+        machine: None,
+        terminal: None,
+    };
+    let mut controller = Controller::new(keeper, options.id);
+    if let Some(config) = config {
+        controller.start(config)?;
+    }
+    let mut events = EventManager::new_with_capacity(EVENTS_AT_A_TIME).map_err(RunError::Loop)?;
+    let id = events.add_subscriber(Main { controller, server, signals, wake, end: None });
+    loop {
+        events.run().map_err(RunError::Loop)?;
+        let main = events.subscriber_mut(id).map_err(RunError::Loop)?;
+        if let Some(end) = main.end.take() {
+            main.controller.machine().finish();
+            return end;
+        }
+    }
+}
+
+/// There are three descriptors.
+const EVENTS_AT_A_TIME: usize = 4;
+
+fn host(attempt: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |source| RunError::Host { attempt, source }
+}
+
+/// Everything that the main thread looks after.
+struct Main {
+    controller: Controller<Keeper>,
+    server: Option<Server>,
+    signals: Signals,
+    wake: EventFd,
+    end: Option<Result<Outcome, RunError>>,
+}
+
+impl Main {
+    fn descriptors(&self) -> [Option<RawFd>; 3] {
+        let server = self.server.as_ref().map(Server::as_raw_fd);
+        [Some(self.wake.as_raw_fd()), Some(self.signals.as_raw_fd()), server]
+    }
+
+    fn serve(&mut self, fd: RawFd) -> Result<Option<Outcome>, RunError> {
+        if fd == self.signals.as_raw_fd() {
+            let Some(signal) = self.signals.next() else { return Ok(None) };
+            tracing::info!(signal, "a signal ends the machine");
+            return Ok(Some(Outcome::Signal));
+        }
+        if fd == self.wake.as_raw_fd() {
+            let _ = self.wake.read();
+        } else if let Some(server) = &mut self.server {
+            let controller = &mut self.controller;
+            server.process(&mut |request| controller.handle(request))?;
+        }
+        // Asked after requests as well: a pause may have met the end of the machine.
+        Ok(self.controller.machine().outcome()?)
+    }
+}
+
+impl MutEventSubscriber for Main {
+    fn init(&mut self, ops: &mut EventOps) {
+        for fd in self.descriptors().into_iter().flatten() {
+            if let Err(source) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                self.end = Some(Err(RunError::Loop(source)));
+                // The loop must come round once to find it.
+                let _ = self.wake.write(1);
+                return;
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        if self.end.is_none() {
+            self.end = self.serve(events.fd()).transpose();
+        }
+    }
+}
+
+/// Keeps the machine for the controller.
+struct Keeper {
+    wake: EventFd,
+    machine: Option<Machine>,
+    terminal: Option<Raw>,
+}
+
+impl Keeper {
+    fn outcome(&mut self) -> Result<Option<Outcome>, MachineError> {
+        self.machine.as_mut().map_or(Ok(None), Machine::take_outcome)
+    }
+
+    fn finish(&mut self) {
+        if let Some(machine) = self.machine.take() {
+            machine.finish_output();
+        }
+        self.terminal = None;
+    }
+}
+
+impl MachineControl for Keeper {
+    type Error = MachineError;
+
+    fn boot(&mut self, plan: Plan) -> Result<(), MachineError> {
+        let on_terminal = plan.console == Console::Stdio;
+        self.machine = Some(Machine::boot(plan, &self.wake)?);
+        if on_terminal {
+            self.terminal = Raw::enter().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the terminal cannot be switched to raw mode");
+                None
+            });
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        if let Some(machine) = &mut self.machine {
+            machine.pause()?.stay();
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        if let Some(machine) = &mut self.machine {
+            machine.pause()?.resume()?;
+        }
+        Ok(())
+    }
+}
