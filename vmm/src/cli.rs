@@ -29,7 +29,6 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
                       neither this nor --config-file)
   --no-api            serve no API; needs --config-file
   --id ID             the machine's name, as GET / shows it (anonymous-instance)
-  --boot-timer        log how long the guest takes to boot
   --log-path PATH     write the log to this file or FIFO (standard error)
   --level LEVEL       Error, Warning, Info, Debug, Trace or Off (Info)
   --show-level        write the level into each line (it is, unless the logger says otherwise)
@@ -64,8 +63,6 @@ pub struct Options {
     pub id: String,
     /// Settings of the log, to be applied before anything else and before those of the file.
     pub logger: Logger,
-    /// Log how long the guest takes to boot.
-    pub boot_timer: bool,
 }
 
 /// Why a command line is refused.
@@ -108,7 +105,6 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
                 once("level", &mut given.logger.level, level)?;
             }
             Arg::Long("no-api") => given.no_api = true,
-            Arg::Long("boot-timer") => given.boot_timer = true,
             Arg::Long("show-level") => given.logger.show_level = Some(true),
             Arg::Long("show-log-origin") => given.logger.show_log_origin = Some(true),
             Arg::Long(option) => {
@@ -131,7 +127,6 @@ struct Given {
     no_api: bool,
     id: Option<String>,
     logger: Logger,
-    boot_timer: bool,
 }
 
 impl Given {
@@ -149,13 +144,7 @@ impl Given {
         if !fits {
             return Err(Error::Id { id });
         }
-        Ok(Options {
-            config_file: self.config_file,
-            api_socket,
-            id,
-            logger: self.logger,
-            boot_timer: self.boot_timer,
-        })
+        Ok(Options { config_file: self.config_file, api_socket, id, logger: self.logger })
     }
 }
 
@@ -185,6 +174,7 @@ fn why_unsupported(option: &str) -> Option<&'static str> {
     Some(match option {
         "seccomp-filter" | "no-seccomp" => "there are no seccomp filters yet",
         "metrics-path" => "metrics are not collected yet",
+        "boot-timer" => "the device that a guest would report to does not exist",
         "metadata" | "mmds-size-limit" => "there is no metadata service",
         "describe-snapshot" | "snapshot-version" => "there are no snapshots yet",
         "enable-pci" => "devices are on virtio-mmio; there is no PCI bus",
