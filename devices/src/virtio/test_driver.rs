@@ -208,6 +208,17 @@ impl TestDriver {
         address
     }
 
+    /// Gives back what was allocated since [`Self::allocate`] returned `mark`, for tests with
+    /// more requests than memory. It is not zeroed again.
+    pub fn give_back_from(&mut self, mark: u64) {
+        self.next_free = mark;
+    }
+
+    /// Zeroes all of RAM, rings included.
+    pub fn wipe_memory(&self) {
+        self.memory.write_slice(&vec![0; RAM_BYTES], GuestAddress(RAM_BASE)).unwrap();
+    }
+
     fn place(&mut self, buffer: &Buffer) -> (u64, u32, u16) {
         match buffer {
             Buffer::Read(bytes) => {
@@ -298,12 +309,12 @@ impl TestDriver {
     /// Lets the device work on whatever is ready, until it waits. The bound catches a device
     /// that spins.
     pub fn run(&mut self) {
-        for _ in 0..100_000 {
-            if self.events.run_with_timeout(0).unwrap() == 0 {
-                return;
-            }
-        }
-        panic!("the device spins: it always has something to do");
+        assert!(self.run_at_most(100_000), "the device spins: it always has something to do");
+    }
+
+    /// Lets the device work for so many turns of its event loop. True if it waits after them.
+    pub fn run_at_most(&mut self, turns: usize) -> bool {
+        (0..turns).any(|_| self.events.run_with_timeout(0).unwrap() == 0)
     }
 
     /// The next chain given back on `queue`.

@@ -10,6 +10,7 @@
 //!         ─ a broken ring ─▶ DEVICE_NEEDS_RESET: nothing is taken or given any more
 //! ```
 
+mod rings;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -295,30 +296,6 @@ impl Core {
         }
     }
 
-    /// Rings are written between FEATURES_OK and DRIVER_OK, never while they are in use.
-    fn write_queue(&mut self, register: Register, value: u32) {
-        const WINDOW: u32 = status::FEATURES_OK | status::DRIVER_OK | status::DEVICE_NEEDS_RESET;
-        if self.status & WINDOW != status::FEATURES_OK {
-            return;
-        }
-        let Some(slot) = self.slots.get_mut(self.queue_select as usize) else { return };
-        let queue = &mut slot.queue;
-        if queue.ready() && register != Register::QueueReady {
-            return;
-        }
-        match register {
-            Register::QueueNum => queue.set_size(u16::try_from(value).unwrap_or(0)),
-            Register::QueueReady => queue.set_ready(value & 1 == 1),
-            Register::QueueDescLow => queue.set_desc_table_address(Some(value), None),
-            Register::QueueDescHigh => queue.set_desc_table_address(None, Some(value)),
-            Register::QueueDriverLow => queue.set_avail_ring_address(Some(value), None),
-            Register::QueueDriverHigh => queue.set_avail_ring_address(None, Some(value)),
-            Register::QueueDeviceLow => queue.set_used_ring_address(Some(value), None),
-            Register::QueueDeviceHigh => queue.set_used_ring_address(None, Some(value)),
-            _ => {}
-        }
-    }
-
     /// The driver sets further status bits. True if the device starts running with it.
     fn set_status(&mut self, value: u32, interrupt: &Interrupt) -> bool {
         let cleared = self.status & !value & status::DRIVER_BITS;
@@ -340,6 +317,9 @@ impl Core {
         self.status |= status::DRIVER_OK;
         if self.slots.iter().any(|s| s.queue.ready() && !s.queue.is_valid(self.memory.as_ref())) {
             self.status |= status::DEVICE_NEEDS_RESET;
+        }
+        if self.status & status::DEVICE_NEEDS_RESET != 0 {
+            // Not before DRIVER_OK, section 2.1.2.
             interrupt.raise(interrupt::CONFIG_CHANGE);
         }
         self.running()

@@ -1,0 +1,82 @@
+//! The devices of the suite and a normal request to each.
+
+use std::fs::File;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+
+use super::{Specimen, Submit};
+use crate::virtio::test_driver::{Buffer, TestDriver};
+use crate::virtio::{VirtioDevice, block, rng};
+
+/// A small disk.
+pub(super) struct Block;
+
+impl Specimen for Block {
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(64 << 10).unwrap();
+        let options = block::Options {
+            id: "specimen".into(),
+            path: image.path().into(),
+            read_only: false,
+            cache: block::Cache::Unsafe,
+        };
+        let file = File::options().read(true).write(true).open(image.path()).unwrap();
+        Box::new(block::Block::with_file(file, &options).unwrap())
+    }
+
+    fn queue(&self) -> usize {
+        0
+    }
+
+    /// Writes a sector and reads it back.
+    fn request(&self, driver: &mut TestDriver, submit: Submit) {
+        let header = |kind: u32| {
+            Buffer::Read([&kind.to_le_bytes()[..], &[0; 4], &3_u64.to_le_bytes()].concat())
+        };
+        let written = b"rotifers".repeat(64);
+        let out = [header(VIRTIO_BLK_T_OUT), Buffer::Read(written.clone()), Buffer::Write(1)];
+        let (head, at) = submit(driver, 0, &out);
+        driver.kick(0);
+        let used = driver.used(0).expect("a write is answered");
+        assert_eq!((used.head, used.len), (head.into(), 1));
+        assert_eq!(driver.bytes(at[2], 1), [0], "status of the write");
+
+        let read = [header(VIRTIO_BLK_T_IN), Buffer::Write(512), Buffer::Write(1)];
+        let (head, at) = submit(driver, 0, &read);
+        driver.kick(0);
+        let used = driver.used(0).expect("a read is answered");
+        assert_eq!((used.head, used.len), (head.into(), 513));
+        assert_eq!(driver.bytes(at[2], 1), [0], "status of the read");
+        assert_eq!(driver.bytes(at[1], 512), written);
+    }
+}
+
+/// Random bytes.
+pub(super) struct Rng;
+
+impl Specimen for Rng {
+    fn name(&self) -> &'static str {
+        "rng"
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(rng::Rng::new())
+    }
+
+    fn queue(&self) -> usize {
+        0
+    }
+
+    fn request(&self, driver: &mut TestDriver, submit: Submit) {
+        let (head, at) = submit(driver, 0, &[Buffer::Write(32), Buffer::Write(32)]);
+        driver.kick(0);
+        let used = driver.used(0).expect("a request is answered");
+        assert_eq!((used.head, used.len), (head.into(), 64));
+        assert_ne!(driver.bytes(at[1], 32), [0; 32]);
+    }
+}
