@@ -21,6 +21,7 @@ mod queue_io;
 mod registers;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 #[cfg(test)]
 mod conformance;
