@@ -13,7 +13,8 @@ pub const HOST_BYTES: u64 = 2 * GIB;
 
 /// How much can still be written where `path` is.
 pub fn free_bytes(path: &Path) -> Result<u64> {
-    let stat = statvfs(path).with_context(|| format!("cannot ask for the free space of {path:?}"))?;
+    let stat =
+        statvfs(path).with_context(|| format!("cannot ask for the free space of {path:?}"))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 

@@ -3,6 +3,7 @@
 pub mod artifacts;
 pub mod client;
 pub mod instance;
+pub mod modules;
 pub mod qemu;
 pub mod qmp;
 pub mod variant;
@@ -137,7 +138,10 @@ pub fn main(command: HostCommand, paths: &Paths) -> Result<i32> {
         }
         HostCommand::List => list(paths),
         HostCommand::Forward(forward) => {
-            println!("{}", forward_port(&Instance::new(paths, forward.which.variant)?, forward.port)?);
+            println!(
+                "{}",
+                forward_port(&Instance::new(paths, forward.which.variant)?, forward.port)?
+            );
             Ok(0)
         }
         HostCommand::Log(which) => {
@@ -149,7 +153,8 @@ pub fn main(command: HostCommand, paths: &Paths) -> Result<i32> {
 
 fn list(paths: &Paths) -> Result<i32> {
     for variant in Variant::value_variants() {
-        let state = if Instance::new(paths, *variant)?.is_running() { "running" } else { "stopped" };
+        let state =
+            if Instance::new(paths, *variant)?.is_running() { "running" } else { "stopped" };
         let help = variant.to_possible_value().and_then(|value| value.get_help().cloned());
         println!("{:<10} {state:<8} {}", variant.name(), help.unwrap_or_default());
     }

@@ -1,7 +1,11 @@
 //! The project's own tool, started by `./x`.
 
+mod archive;
+mod cargo;
+mod debian;
 mod disk;
 mod host;
+mod image;
 mod native;
 mod paths;
 mod runner;
@@ -27,6 +31,13 @@ enum Command {
     /// The emulated ARM64 host: start it, run commands on it, stop it
     #[command(subcommand)]
     Host(HostCommand),
+    /// Make what guests are made of, in target/artifacts: VMM, kernel, initramfs, root disk
+    Image {
+        /// Only these
+        parts: Vec<image::Artifact>,
+    },
+    /// Build the guest kernel, or find it in the cache, and print its path
+    Kernel,
     /// Run an ARM64 program on the host, as cargo's runner does
     Runner {
         #[command(flatten)]
@@ -57,6 +68,15 @@ fn run(command: Command) -> Result<i32> {
     let paths = Paths::find()?;
     match command {
         Command::Host(command) => host::main(command, &paths),
+        Command::Image { parts } => {
+            image::make(&paths, if parts.is_empty() { &image::ALL } else { &parts })?;
+            println!("{}", image::directory(&paths).display());
+            Ok(0)
+        }
+        Command::Kernel => {
+            println!("{}", image::kernel(&paths)?.display());
+            Ok(0)
+        }
         Command::Runner { which, program, arguments } => {
             runner::main(&paths, which.variant, &program, &arguments)
         }

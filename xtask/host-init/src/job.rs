@@ -38,7 +38,9 @@ pub enum Error {
     #[error("no command was given")]
     Empty,
     /// Its directory is not on this host.
-    #[error("{directory} does not exist on the emulated host; only the checkout and the cache are shared with it")]
+    #[error(
+        "{directory} does not exist on the emulated host; only the checkout and the cache are shared with it"
+    )]
     NoDirectory {
         /// As asked for.
         directory: String,
@@ -160,9 +162,8 @@ fn spawn(job: &Job, group: &Group) -> Result<(Child, Streams), Error> {
             Ok(())
         });
     }
-    let mut child = command
-        .spawn()
-        .map_err(|source| Error::Spawn { program: program.clone(), source })?;
+    let mut child =
+        command.spawn().map_err(|source| Error::Spawn { program: program.clone(), source })?;
     let streams = match terminal {
         Some((ours, _)) => Streams::terminal(ours)?,
         None => Streams::pipes(&mut child)?,

@@ -114,10 +114,7 @@ fn wait(
     inbox: &Inbox,
     has_input: bool,
 ) -> Result<bool, Errno> {
-    let mut fds = vec![
-        PollFd::new(exited, PollFlags::IN),
-        PollFd::new(&inbox.wake, PollFlags::IN),
-    ];
+    let mut fds = vec![PollFd::new(exited, PollFlags::IN), PollFd::new(&inbox.wake, PollFlags::IN)];
     for stream in [&streams.output, &streams.errors].into_iter().flatten() {
         fds.push(PollFd::new(stream, PollFlags::IN));
     }

@@ -49,8 +49,9 @@ impl Connection {
     /// answers, which one that is still booting does late.
     pub fn open(directory: &Path, shares: &[Share], timeout: Duration) -> Result<Self> {
         let (lock, socket) = free_port(directory)?;
-        let stream = UnixStream::connect(&socket)
-            .with_context(|| format!("the emulated host does not run: cannot connect to {socket:?}"))?;
+        let stream = UnixStream::connect(&socket).with_context(|| {
+            format!("the emulated host does not run: cannot connect to {socket:?}")
+        })?;
         let mut seed = [0; 32];
         File::open("/dev/urandom")
             .and_then(|mut random| random.read_exact(&mut seed))
@@ -83,8 +84,8 @@ impl Connection {
     /// other machine of its kind and may be saved.
     pub fn await_server(directory: &Path, timeout: Duration) -> Result<()> {
         let (_lock, socket) = free_port(directory)?;
-        let mut stream =
-            UnixStream::connect(&socket).with_context(|| format!("cannot connect to {socket:?}"))?;
+        let mut stream = UnixStream::connect(&socket)
+            .with_context(|| format!("cannot connect to {socket:?}"))?;
         stream.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
         match stream.read(&mut [0; 64]) {
             Ok(0) => bail!("the emulated host ended while it booted"),

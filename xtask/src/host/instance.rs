@@ -14,12 +14,7 @@ use host_init::message::Share;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
-use super::{
-    client::Connection,
-    qemu,
-    qmp::Qmp,
-    variant::Variant,
-};
+use super::{client::Connection, qemu, qmp::Qmp, variant::Variant};
 use crate::{
     disk,
     paths::{Paths, digest},
@@ -51,7 +46,9 @@ impl Instance {
         let name = format!("{}-{}", variant.name(), checkout.get(..8).unwrap_or_default());
         let directory = paths.cache.join("host").join(name);
         if directory.as_os_str().len() > DIRECTORY_MAX_BYTES {
-            bail!("the path {directory:?} is too long for sockets: set ROTIFER_CACHE to a shorter one");
+            bail!(
+                "the path {directory:?} is too long for sockets: set ROTIFER_CACHE to a shorter one"
+            );
         }
         Ok(Self { variant, directory, paths: paths.clone() })
     }

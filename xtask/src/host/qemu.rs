@@ -35,7 +35,9 @@ pub fn start(instance: &Instance, paths: &Paths) -> Result<()> {
         match launch(instance, &artifacts, Some(&saved)).and_then(|()| await_commands(instance)) {
             Ok(()) => {
                 let seconds = begin.elapsed().as_secs_f64();
-                say(&format!("the emulated {name} host runs, from its saved state, after {seconds:.1} s"));
+                say(&format!(
+                    "the emulated {name} host runs, from its saved state, after {seconds:.1} s"
+                ));
                 return Ok(());
             }
             Err(error) => {
@@ -148,6 +150,8 @@ fn save(instance: &Instance, saved: &Path) -> Result<()> {
     fs::rename(&partial, saved).with_context(|| format!("cannot name {saved:?}"))?;
     let megabytes = fs::metadata(saved).map(|data| data.len() >> 20).unwrap_or(0);
     let seconds = begin.elapsed().as_secs_f64();
-    say(&format!("saved the booted machine ({megabytes} MiB, {seconds:.1} s): later starts load it"));
+    say(&format!(
+        "saved the booted machine ({megabytes} MiB, {seconds:.1} s): later starts load it"
+    ));
     Ok(())
 }

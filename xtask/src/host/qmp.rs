@@ -37,7 +37,8 @@ impl Qmp {
     /// Runs one command; events that arrive meanwhile are dropped.
     pub fn ask(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.writer, "{line}").with_context(|| format!("cannot tell QEMU to {command}"))?;
+        writeln!(self.writer, "{line}")
+            .with_context(|| format!("cannot tell QEMU to {command}"))?;
         loop {
             let mut answer = self.read()?;
             if let Some(error) = answer.get("error") {

@@ -71,13 +71,8 @@ impl Variant {
 
     /// The machine of this variant.
     pub fn machine(self) -> Machine {
-        let default = Machine {
-            gic: 3,
-            cpu: FAST_CPU,
-            accel: PARALLEL,
-            cpu_count: 2,
-            pages: Pages::FourKib,
-        };
+        let default =
+            Machine { gic: 3, cpu: FAST_CPU, accel: PARALLEL, cpu_count: 2, pages: Pages::FourKib };
         match self {
             Self::Gicv3 => default,
             Self::Gicv2 => Machine { gic: 2, cpu: PI_CPU, ..default },
