@@ -15,7 +15,7 @@ use super::test_driver::{Buffer, TestDriver};
 
 /// Every device.
 fn specimens() -> Vec<Box<dyn Specimen>> {
-    vec![Box::new(specimens::Block), Box::new(specimens::Rng)]
+    vec![Box::new(specimens::Block), Box::new(specimens::Rng), Box::new(specimens::Vsock)]
 }
 
 /// [`TestDriver::submit`] or [`TestDriver::submit_indirect`].

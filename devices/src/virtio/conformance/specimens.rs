@@ -6,7 +6,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 use super::{Specimen, Submit};
 use crate::virtio::test_driver::{Buffer, TestDriver};
-use crate::virtio::{VirtioDevice, block, rng};
+use crate::virtio::{VirtioDevice, block, rng, vsock};
 
 /// A small disk.
 pub(super) struct Block;
@@ -78,5 +78,45 @@ impl Specimen for Rng {
         let used = driver.used(0).expect("a request is answered");
         assert_eq!((used.head, used.len), (head.into(), 64));
         assert_ne!(driver.bytes(at[1], 32), [0; 32]);
+    }
+}
+
+/// Streams between the guest and host sockets.
+pub(super) struct Vsock;
+
+impl Specimen for Vsock {
+    fn name(&self) -> &'static str {
+        "vsock"
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let directory = tempfile::tempdir().unwrap();
+        // Nobody connects, so it does not matter that the directory goes away.
+        Box::new(vsock::Vsock::new(3, &directory.path().join("v.sock")).unwrap())
+    }
+
+    /// The one on which the guest sends.
+    fn queue(&self) -> usize {
+        1
+    }
+
+    /// Connects to a port that nobody serves, which is refused.
+    fn request(&self, driver: &mut TestDriver, submit: Submit) {
+        const OP_OFFSET: usize = 30;
+        const RST: u8 = 3;
+        let mut request = vec![0; 44];
+        request[..8].copy_from_slice(&3_u64.to_le_bytes());
+        request[8..16].copy_from_slice(&2_u64.to_le_bytes());
+        request[16..20].copy_from_slice(&1024_u32.to_le_bytes());
+        request[20..24].copy_from_slice(&52_u32.to_le_bytes());
+        request[28..32].copy_from_slice(&[1, 0, 1, 0]); // a stream, REQUEST
+        let (receive_head, at) = submit(driver, 0, &[Buffer::Write(44), Buffer::Write(100)]);
+        let (head, _) = submit(driver, 1, &[Buffer::Read(request)]);
+        driver.kick(1);
+        let used = driver.used(1).expect("a request is taken");
+        assert_eq!((used.head, used.len), (head.into(), 0));
+        let used = driver.used(0).expect("a request is answered");
+        assert_eq!((used.head, used.len), (receive_head.into(), 44));
+        assert_eq!(driver.bytes(at[0], 44)[OP_OFFSET], RST);
     }
 }
