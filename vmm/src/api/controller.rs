@@ -111,12 +111,12 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
         let name = request.name();
         match self.execute(request) {
             Ok(response) => {
-                tracing::debug!("{name}: done");
+                tracing::debug!(request = name, "done");
                 response
             }
             Err(fault) => {
                 let text = report(&fault);
-                tracing::error!("{name}: {text}");
+                tracing::error!(request = name, "{text}");
                 Response::Refused(text)
             }
         }
