@@ -9,6 +9,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use rotifer_agent::client::AgentClient;
+use rotifer_agent::exec::ExecRequest;
+use rotifer_agent::process::Exit;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -202,7 +204,27 @@ impl Vm {
 
     /// A further client of an agent that serves.
     pub fn agent_client(&self) -> AgentClient {
-        AgentClient::new(self.vsock_path(), AGENT_PORT, DEADLINE)
+        AgentClient::over_vsock(self.vsock_path(), AGENT_PORT).with_timeout(DEADLINE)
+    }
+
+    /// Runs a shell command in the guest and returns what it prints.
+    ///
+    /// # Panics
+    /// If it fails or the agent does not answer.
+    pub fn shell(&self, script: &str) -> String {
+        let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
+        let request = ExecRequest { command, ..ExecRequest::default() };
+        let done = self.agent_client().exec(&request);
+        let done = done.unwrap_or_else(|error| panic!("{script}: {error}\n{}", self.report()));
+        assert_eq!(
+            done.report.exit,
+            Exit::Code(0),
+            "{script}\n{}{}\n{}",
+            done.stdout,
+            done.stderr,
+            self.report()
+        );
+        done.stdout
     }
 
     /// Waits until the agent says that it serves.
