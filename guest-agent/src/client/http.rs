@@ -47,6 +47,12 @@ enum Framing {
     Done,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Whole,
+    Refused,
+}
+
 fn io_error(attempt: &'static str) -> impl Fn(io::Error) -> ClientError {
     move |source| ClientError::Io { attempt, source }
 }
@@ -76,8 +82,14 @@ impl Connection {
         Ok(connection)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
-        self.stream.get_mut().write_all(bytes).map_err(io_error("send a request"))
+    /// Sends bytes, or finds that the agent has closed its end: it refuses early, and its answer,
+    /// which is read next, says why.
+    fn send(&mut self, bytes: &[u8]) -> Result<Sent, ClientError> {
+        match self.stream.get_mut().write_all(bytes) {
+            Ok(()) => Ok(Sent::Whole),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Sent::Refused),
+            Err(error) => Err(io_error("send a request")(error)),
+        }
     }
 
     pub(super) fn send_request(
@@ -100,7 +112,7 @@ impl Connection {
         request.push_str("\r\n");
         let mut request = request.into_bytes();
         request.extend_from_slice(body);
-        self.send(&request)
+        self.send(&request).map(drop)
     }
 
     pub(super) fn send_stream(
@@ -121,13 +133,10 @@ impl Connection {
             if piece.is_empty() {
                 return Ok(());
             }
-            match self.stream.get_mut().write_all(piece) {
-                Ok(()) => {}
-                // The agent refuses early: its answer says why.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                Err(error) => return Err(io_error("send a file")(error)),
-            }
             let count = piece.len();
+            if self.send(piece)? == Sent::Refused {
+                return Ok(());
+            }
             source.consume(count);
         }
     }
