@@ -12,6 +12,7 @@ use rotifer_devices::rtc::Rtc;
 use rotifer_devices::serial::Serial;
 use rotifer_devices::virtio::block::{self, Block, BlockError, Cache};
 use rotifer_devices::virtio::rng::Rng;
+use rotifer_devices::virtio::vsock::{Vsock, VsockError};
 use rotifer_devices::virtio::{Transport, TransportError, VirtioDevice};
 use rotifer_devices::{GuestMemory, MmioDevice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -49,6 +50,9 @@ pub enum TableError {
     /// A disk cannot be used.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// The socket device cannot listen.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The host has no descriptor left.
     #[error("make device {name}")]
     Device {
@@ -127,6 +131,9 @@ impl Table {
         }
         if wanted.entropy {
             maker.virtio("rng".into(), Box::new(Rng::new()))?;
+        }
+        if let Some(VsockPlan { guest_cid, uds_path }) = wanted.vsock {
+            maker.virtio("vsock".into(), Box::new(Vsock::new(guest_cid.into(), &uds_path)?))?;
         }
         Ok(Self { entries: maker.entries, console: output, panic_notifier })
     }
