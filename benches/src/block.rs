@@ -1,0 +1,153 @@
+//! Benchmark: a guest's disk, a file on the host's tmpfs, past the guest's page cache.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::bench::{Rounds, Setup, Subject};
+use crate::guest::{self, BlockLoad, Operation, Order, Transfer};
+use crate::record::{Metric, Recorder};
+use crate::vm::{Machine, Vm};
+
+const ROUNDS: Rounds = Rounds { warm_up: 1, full: 5, counted: 3, quick: 2 };
+
+const DEVICE: &str = "/dev/vda";
+const DISK_BYTES: u64 = 64 << 20;
+const SEQUENTIAL_BYTES: u32 = 128 << 10;
+const RANDOM_BYTES: u32 = 4 << 10;
+/// The disk once.
+const SEQUENTIAL_REQUESTS: u64 = DISK_BYTES / SEQUENTIAL_BYTES as u64;
+const RANDOM_REQUESTS: u64 = 4096;
+const MANY_IN_FLIGHT: u32 = 16;
+const QUICK_DIVISOR: u64 = 8;
+
+/// One row of the table.
+struct Case {
+    metric: Metric,
+    operation: Operation,
+    order: Order,
+    in_flight: u32,
+}
+
+const CASES: [Case; 6] = [
+    case(
+        Metric::higher("sequential read, 128 KiB", "MiB/s"),
+        Operation::Read,
+        Order::Sequential,
+        1,
+    ),
+    case(
+        Metric::higher("sequential write, 128 KiB", "MiB/s"),
+        Operation::Write,
+        Order::Sequential,
+        1,
+    ),
+    case(
+        Metric::higher("random read, 4 KiB, 1 in flight", "IOPS"),
+        Operation::Read,
+        Order::Random,
+        1,
+    ),
+    case(
+        Metric::higher("random write, 4 KiB, 1 in flight", "IOPS"),
+        Operation::Write,
+        Order::Random,
+        1,
+    ),
+    case(
+        Metric::higher("random read, 4 KiB, 16 in flight", "IOPS"),
+        Operation::Read,
+        Order::Random,
+        MANY_IN_FLIGHT,
+    ),
+    case(
+        Metric::higher("random write, 4 KiB, 16 in flight", "IOPS"),
+        Operation::Write,
+        Order::Random,
+        MANY_IN_FLIGHT,
+    ),
+];
+
+const fn case(metric: Metric, operation: Operation, order: Order, in_flight: u32) -> Case {
+    Case { metric, operation, order, in_flight }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// A machine or a load failed.
+pub fn run(setup: &Setup) -> Result<Recorder> {
+    let disk = make_disk(setup.scratch())?;
+    setup.rounds(ROUNDS, |subject, recorder| round(setup, &disk, subject, recorder))
+}
+
+fn round(setup: &Setup, disk: &Path, subject: &Subject, recorder: &mut Recorder) -> Result<()> {
+    let vm = Vm::start(setup, &subject.program, &Machine::small().drive(disk, false))?;
+    vm.wait_until_ready()?;
+    let agent = vm.agent();
+    let explain = |error: anyhow::Error| vm.process().explain(format!("{error:#}"));
+    guest::install(&agent).map_err(explain)?;
+    for case in &CASES {
+        let load = case.load(setup.quick);
+        let transfer: Transfer = guest::call(&agent, &load.words()).map_err(explain)?;
+        let rate = match case.order {
+            Order::Sequential => transfer.mib_per_s(),
+            Order::Random => transfer.requests_per_s(),
+        };
+        recorder.add(subject.side, case.metric, rate);
+    }
+    Ok(())
+}
+
+impl Case {
+    fn load(&self, quick: bool) -> BlockLoad {
+        let (block_bytes, count) = match self.order {
+            Order::Sequential => (SEQUENTIAL_BYTES, SEQUENTIAL_REQUESTS),
+            Order::Random => (RANDOM_BYTES, RANDOM_REQUESTS),
+        };
+        BlockLoad {
+            device: DEVICE.into(),
+            operation: self.operation,
+            order: self.order,
+            block_bytes,
+            in_flight: self.in_flight,
+            count: if quick { count / QUICK_DIVISOR } else { count },
+        }
+    }
+}
+
+/// A disk without holes: the first write of a page of tmpfs costs more than all later ones.
+fn make_disk(directory: &Path) -> Result<PathBuf> {
+    let path = directory.join("disk");
+    let making = || format!("cannot make the disk {}", path.display());
+    let mut file = File::create(&path).with_context(making)?;
+    let piece = vec![0x5a; SEQUENTIAL_BYTES as usize];
+    for _ in 0..DISK_BYTES / u64::from(SEQUENTIAL_BYTES) {
+        file.write_all(&piece).with_context(making)?;
+    }
+    drop(file);
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_has_no_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let metadata = std::fs::metadata(make_disk(directory.path()).unwrap()).unwrap();
+        let allocated_bytes = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
+        assert_eq!(metadata.len(), DISK_BYTES);
+        assert!(allocated_bytes >= DISK_BYTES, "{allocated_bytes}");
+    }
+
+    #[test]
+    fn quick_moves_less() {
+        for case in &CASES {
+            assert!(case.load(true).count * 4 <= case.load(false).count);
+        }
+    }
+}
