@@ -255,3 +255,6 @@ fn standard_input() -> io::Result<Option<File>> {
     let usable = kind.is_fifo() || kind.is_socket() || crate::terminal::in_foreground(&file);
     Ok(usable.then_some(file))
 }
+
+#[cfg(test)]
+mod tests;

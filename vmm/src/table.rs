@@ -278,3 +278,6 @@ impl Maker<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
