@@ -8,7 +8,7 @@
 //! | `ro`, `rw` | how the root is mounted; without either, read-write if the disk allows it |
 //! | `rotifer.app=/path` | where the app is described, in place of `/etc/rotifer/app.json` |
 //! | `rotifer.hostname=name` | the host name, in place of `/etc/hostname` |
-//! | `rotifer.shell` | a shell on the console when there is no app |
+//! | `rotifer.shell` | a shell on the console; no app is started unless `rotifer.app=` names it |
 //!
 //! Words that are not the agent's belong to the kernel and others, and are skipped; an unknown
 //! `rotifer.` word is refused, because a misspelt option that is ignored costs somebody an hour.
@@ -40,7 +40,7 @@ pub struct Options {
     pub app: Option<String>,
     /// The host name.
     pub hostname: Option<String>,
-    /// A shell on the console if there is no app.
+    /// A shell on the console, in place of an app that is not named by [`Self::app`].
     pub shell: bool,
 }
 

@@ -122,7 +122,11 @@ pub fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
+/// What to start. A shell that was asked for goes before an app that merely is on the disk.
 fn app_spec(options: &Options) -> Result<Option<ProcessSpec>, InitError> {
+    if options.shell && options.app.is_none() {
+        return Ok(None);
+    }
     let path = options.app.as_deref().unwrap_or(APP_FILE);
     match (ProcessSpec::load(Path::new(path))?, &options.app) {
         (None, Some(path)) => Err(InitError::NoApp { path: path.clone() }),
