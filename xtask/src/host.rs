@@ -243,6 +243,7 @@ pub fn run_program(
     name: &str,
     arguments: &[String],
     input: Input,
+    timeout: Option<Duration>,
 ) -> Result<i32> {
     // Executing from 9p pages everything in slowly; so the program is copied, atomically.
     let script = "d=/run/bin/$2; p=$d/$3; if [ ! -x \"$p\" ]; then rm -rf \"$d\"; mkdir -p \"$d\"; \
@@ -254,7 +255,7 @@ pub fn run_program(
             .map(str::to_owned)
             .to_vec();
     argv.extend(arguments.iter().cloned());
-    connection.run(job(argv, true)?, input, None)
+    connection.run(job(argv, true)?, input, timeout)
 }
 
 #[cfg(test)]

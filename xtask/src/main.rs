@@ -10,8 +10,9 @@ mod native;
 mod paths;
 mod runner;
 mod step;
+mod test;
 
-use std::{path::PathBuf, process::exit};
+use std::{path::PathBuf, process::exit, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     /// The emulated ARM64 host: start it, run commands on it, stop it
     #[command(subcommand)]
     Host(HostCommand),
+    /// Run the tests, or parts of them
+    Test(test::TestArguments),
     /// Make what guests are made of, in target/artifacts: VMM, kernel, initramfs, root disk
     Image {
         /// Only these
@@ -42,6 +45,9 @@ enum Command {
     Runner {
         #[command(flatten)]
         which: host::Which,
+        /// End the program after so many seconds, with status 124
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         /// The program
         program: PathBuf,
         /// Its arguments
@@ -77,8 +83,10 @@ fn run(command: Command) -> Result<i32> {
             println!("{}", image::kernel(&paths)?.display());
             Ok(0)
         }
-        Command::Runner { which, program, arguments } => {
-            runner::main(&paths, which.variant, &program, &arguments)
+        Command::Runner { which, timeout, program, arguments } => {
+            let timeout = timeout.map(Duration::from_secs);
+            runner::main(&paths, which.variant, &program, &arguments, timeout)
         }
+        Command::Test(arguments) => test::main(&paths, &arguments),
     }
 }

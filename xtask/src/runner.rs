@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,7 +16,13 @@ use crate::{
 };
 
 /// Runs `program` on the host of that variant, or here if this is an ARM64 machine.
-pub fn main(paths: &Paths, variant: Variant, program: &Path, arguments: &[String]) -> Result<i32> {
+pub fn main(
+    paths: &Paths,
+    variant: Variant,
+    program: &Path,
+    arguments: &[String],
+    timeout: Option<Duration>,
+) -> Result<i32> {
     let program =
         program.canonicalize().with_context(|| format!("no program to run at {program:?}"))?;
     if native::is_arm64() {
@@ -27,7 +34,7 @@ pub fn main(paths: &Paths, variant: Variant, program: &Path, arguments: &[String
     let staged = stage(paths, &program)?;
     let input = if host::client::terminal_size().is_some() { Input::Nothing } else { Input::Ours };
     let connection = Instance::new(paths, variant)?.connect()?;
-    host::run_program(connection, &staged, &name, arguments, input)
+    host::run_program(connection, &staged, &name, arguments, input, timeout)
 }
 
 /// A copy in the cache, which the host sees, named by what it is, without debug sections.
