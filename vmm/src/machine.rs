@@ -113,7 +113,9 @@ impl Machine {
         let devices = Wanted { console, disks, vsock, entropy };
         let assembled = Assembled::new(Hardware { vcpu_count, ram_bytes, devices }, wake)?;
         load::load(boot, &assembled, ram_bytes)?;
+        tracing::debug!("timeline: kernel and device tree are in RAM");
         let mut machine = assembled.start(wake)?;
+        tracing::debug!("timeline: threads are started");
         machine.vcpus.run()?;
         Ok(machine)
     }
@@ -153,19 +155,24 @@ impl Assembled {
     /// the likeliest; the GIC before the vCPUs, whose number it bounds; interrupts after both.
     fn new(hardware: Hardware, wake: &EventFd) -> Result<Self, MachineError> {
         let Hardware { vcpu_count, ram_bytes, devices } = hardware;
+        tracing::debug!("timeline: assembly begins");
         let vm = Vm::create(ram_bytes)?;
         let gic = Gic::create(vm.fd(), vcpu_count)?;
         let vcpus = (0..vcpu_count)
             .map(|index| Vcpu::create(vm.fd(), index))
             .collect::<Result<Vec<_>, _>>()?;
         gic.init()?;
+        tracing::debug!("timeline: KVM has a machine with vCPUs and GIC");
         let memory = Arc::new(memory::map(ram_bytes)?);
         vm.add_memory(&memory)?;
+        tracing::debug!("timeline: RAM is mapped");
         let wake = wake.try_clone().map_err(VmError::Wake)?;
         let table = Table::build(devices, &memory, wake)?;
+        tracing::debug!("timeline: devices are made");
         for entry in &table.entries {
             vm.wire(entry)?;
         }
+        tracing::debug!("timeline: devices are wired");
         Ok(Self { vm, gic, vcpus, memory, table })
     }
 

@@ -68,6 +68,7 @@ impl RunError {
 /// See [`RunError`].
 pub fn run(options: Options) -> Result<Outcome, RunError> {
     logger::configure(&options.logger)?;
+    tracing::debug!("timeline: the process is up");
     let signals = Signals::take().map_err(host("take signals"))?;
     let config = options.config_file.as_deref().map(config::load).transpose()?;
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
