@@ -22,9 +22,11 @@ fail() { say "$*"; exit 1; }
 step() { # WHAT COMMAND...
     what=$1
     shift
-    "$@" >>"$log" 2>&1 && return
+    "$@" >>"$log" 2>&1 || step_failed "$what"
+}
+step_failed() { # WHAT
     tail -n 30 "$log" >&2
-    fail "$what failed; the whole output is in $log"
+    fail "$1 failed; the whole output is in $log"
 }
 
 check_tools() {
@@ -63,8 +65,8 @@ check_config() {
 
 # Compiling takes minutes, so it says every now and then how far it is.
 report_progress() {
-    while sleep 20 && kill -0 $$ 2>/dev/null; do
-        say "compiling: $(grep -cE '^  (CC|AS) ' "$log") of about 1220 files"
+    while sleep 20 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do # an orphaned sleep holds no pipe open
+        say "compiling: $(grep -cE '^  (CC|AS) ' "$log") of about 1230 files"
     done
 }
 
@@ -112,19 +114,23 @@ without_initcall() { # FILE LEVEL NAME
 without_initcall mm/slub.c late_initcall slab_late_init
 without_initcall kernel/params.c late_initcall param_sysfs_builtin_init
 
-kernel_make() {
-    make -C "$work/source" O="$work/objects" ARCH=arm64 CROSS_COMPILE="$prefix" "$@" \
-        KBUILD_BUILD_USER=rotifer KBUILD_BUILD_HOST=rotifer KBUILD_BUILD_VERSION=1 KBUILD_BUILD_TIMESTAMP="$released"
-}
-step "configuring" kernel_make KCONFIG_ALLCONFIG="$here/guest.config" allnoconfig
+set -- -C "$work/source" O="$work/objects" ARCH=arm64 CROSS_COMPILE="$prefix" \
+    KBUILD_BUILD_USER=rotifer KBUILD_BUILD_HOST=rotifer KBUILD_BUILD_VERSION=1 KBUILD_BUILD_TIMESTAMP="$released"
+step "configuring" make "$@" KCONFIG_ALLCONFIG="$here/guest.config" allnoconfig
 check_config "$work/objects/.config"
 
 jobs=$(nproc)
 say "compiling with $jobs jobs (about ten minutes of processor time)"
-report_progress 9>&- &
+make "$@" -j"$jobs" Image >>"$log" 2>&1 &
+compilation=$!
+report_progress 9>&- >/dev/null &
 reporter=$!
-trap 'kill $reporter 2>/dev/null || true' EXIT
-step "compiling" kernel_make -j"$jobs" Image
+# A compilation that went on without us would keep the lock.
+trap 'kill $compilation $reporter 2>/dev/null; say "stopped"; exit 130' INT TERM HUP
+compiled=yes
+wait $compilation || compiled=no
+kill $reporter 2>/dev/null || true
+[ $compiled = yes ] || step_failed "compiling"
 
 mkdir "$work/result"
 cp "$work/objects/arch/arm64/boot/Image" "$work/objects/System.map" "$work/result/"
