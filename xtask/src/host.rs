@@ -8,17 +8,13 @@ pub mod qemu;
 pub mod qmp;
 pub mod variant;
 
-use std::{env, path::Path, time::Duration};
+use std::{env, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use host_init::message::Job;
 
-use self::{
-    client::{Connection, Input},
-    instance::Instance,
-    variant::Variant,
-};
+use self::{client::Input, instance::Instance, variant::Variant};
 use crate::{native, paths::Paths, step::say};
 
 /// What can be done with the host.
@@ -218,10 +214,10 @@ fn forward_port(instance: &Instance, port: u16) -> Result<String> {
 /// An ARM64 machine is its own host: there is nothing to start or to stop.
 fn on_this_machine(command: HostCommand) -> Result<i32> {
     match command {
-        HostCommand::Exec(exec) | HostCommand::Run(exec) => native::run(&words(&exec.command)),
+        HostCommand::Exec(exec) | HostCommand::Run(exec) => native::run(&words(&exec.command), &[]),
         HostCommand::Shell(_) => {
             let shell = env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
-            native::run(&[shell])
+            native::run(&[shell], &[])
         }
         HostCommand::Forward(forward) => {
             println!("127.0.0.1:{}", forward.port);
@@ -234,28 +230,6 @@ fn on_this_machine(command: HostCommand) -> Result<i32> {
         }
         HostCommand::Stop(_) | HostCommand::Log(_) => Ok(0),
     }
-}
-
-/// Copies a program into the memory of the host, once, and runs it there.
-pub fn run_program(
-    connection: Connection,
-    program: &Path,
-    name: &str,
-    arguments: &[String],
-    input: Input,
-    timeout: Option<Duration>,
-) -> Result<i32> {
-    // Executing from 9p pages everything in slowly; so the program is copied, atomically.
-    let script = "d=/run/bin/$2; p=$d/$3; if [ ! -x \"$p\" ]; then rm -rf \"$d\"; mkdir -p \"$d\"; \
-                  cp \"$1\" \"$p.$$\" && chmod 755 \"$p.$$\" && mv \"$p.$$\" \"$p\" || exit 126; fi; \
-                  shift 3; exec \"$p\" \"$@\"";
-    let file = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut argv: Vec<String> =
-        ["/bin/sh", "-c", script, "run", &program.to_string_lossy(), name, &file]
-            .map(str::to_owned)
-            .to_vec();
-    argv.extend(arguments.iter().cloned());
-    connection.run(job(argv, true)?, input, timeout)
 }
 
 #[cfg(test)]

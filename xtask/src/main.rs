@@ -1,9 +1,12 @@
 //! The project's own tool, started by `./x`.
 
 mod archive;
+mod bench;
 mod cargo;
 mod debian;
+mod demo;
 mod disk;
+mod doctor;
 mod host;
 mod image;
 mod native;
@@ -12,12 +15,12 @@ mod runner;
 mod step;
 mod test;
 
-use std::{path::PathBuf, process::exit, time::Duration};
+use std::{fs, io::ErrorKind, path::PathBuf, process::exit, time::Duration};
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use self::{host::HostCommand, paths::Paths};
+use self::{host::HostCommand, paths::Paths, runner::Run};
 
 /// Rotifer's development tool.
 #[derive(Debug, Parser)]
@@ -32,6 +35,22 @@ enum Command {
     /// The emulated ARM64 host: start it, run commands on it, stop it
     #[command(subcommand)]
     Host(HostCommand),
+    /// Run a web app in a microVM, ask it something and show the time line
+    Demo(host::Which),
+    /// Run benchmarks on the host
+    Bench(bench::BenchArguments),
+    /// Format all code
+    Fmt,
+    /// Run clippy as the tests do, for this machine and for ARM64
+    Clippy,
+    /// Say what this machine has and lacks
+    Doctor,
+    /// Stop the hosts and remove what they keep: saved states, disks, staged programs
+    Clean {
+        /// And everything else in the cache: toolchain, kernels, images
+        #[arg(long)]
+        all: bool,
+    },
     /// Run the tests, or parts of them
     Test(test::TestArguments),
     /// Make what guests are made of, in target/artifacts: VMM, kernel, initramfs, root disk
@@ -85,8 +104,33 @@ fn run(command: Command) -> Result<i32> {
         }
         Command::Runner { which, timeout, program, arguments } => {
             let timeout = timeout.map(Duration::from_secs);
-            runner::main(&paths, which.variant, &program, &arguments, timeout)
+            let (variant, program, arguments) = (which.variant, &program, &arguments);
+            runner::run(&paths, &Run { variant, program, arguments, timeout })
         }
+        Command::Demo(which) => demo::main(&paths, which.variant),
+        Command::Bench(arguments) => bench::main(&paths, &arguments),
+        Command::Doctor => doctor::main(&paths),
+        Command::Clean { all } => clean(&paths, all),
+        Command::Fmt => {
+            let mut cargo = paths.cargo();
+            step::run(cargo.args(["fmt", "--all"])).map(|()| 0)
+        }
+        Command::Clippy => test::main(&paths, &test::TestArguments::of(&["clippy"])),
         Command::Test(arguments) => test::main(&paths, &arguments),
+    }
+}
+
+/// Hosts first, since they use what is removed.
+fn clean(paths: &Paths, all: bool) -> Result<i32> {
+    for variant in host::variant::Variant::value_variants() {
+        host::instance::Instance::new(paths, *variant)?.stop()?;
+    }
+    let directory = if all { paths.cache.clone() } else { paths.cache.join("host") };
+    step::say(&format!("removing {}", directory.display()));
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {directory:?}"))
+        }
+        _ => Ok(0),
     }
 }

@@ -1,6 +1,6 @@
 //! An ARM64 machine with KVM runs everything itself.
 
-use std::{fs::OpenOptions, io::ErrorKind, os::unix::process::CommandExt, process::Command};
+use std::{fs::OpenOptions, io::ErrorKind, os::unix::process::ExitStatusExt, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -26,10 +26,14 @@ pub fn require_kvm() -> Result<()> {
     }
 }
 
-/// Becomes the command; returns only when that fails.
-pub fn run(words: &[String]) -> Result<i32> {
+/// Runs the command here; the result is its exit status as a shell has it.
+pub fn run(words: &[String], variables: &[(String, String)]) -> Result<i32> {
     require_kvm()?;
     let (program, arguments) = words.split_first().context("no command was given")?;
-    let error = Command::new(program).args(arguments).exec();
-    Err(error).with_context(|| format!("cannot run {program}"))
+    let status = Command::new(program)
+        .args(arguments)
+        .envs(variables.iter().cloned())
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
 }

@@ -32,6 +32,19 @@ pub struct TestArguments {
     fuzz_seconds: u64,
 }
 
+impl TestArguments {
+    /// These parts, with every default.
+    pub fn of(parts: &[&str]) -> Self {
+        Self {
+            parts: parts.iter().map(|&part| part.to_owned()).collect(),
+            list: false,
+            host: None,
+            filter: None,
+            fuzz_seconds: fuzz::SECONDS,
+        }
+    }
+}
+
 /// Runs the parts; our exit status is 1 if anything failed.
 pub fn main(paths: &Paths, arguments: &TestArguments) -> Result<i32> {
     let all = cases::find(paths)?;
