@@ -34,6 +34,9 @@ const BLOCKING_STACK_BYTES: usize = 128 * 1024;
 /// A helper thread that has nothing to do ends after this.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
+/// How long helper threads have to finish at the end.
+const HELPERS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A step of the preparation that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -99,13 +102,15 @@ fn live(timeline: Timeline) -> Result<ShutdownMode, InitError> {
 
     let runtime = runtime()
         .map_err(|source| InitError::System { attempt: "start the event loop", source })?;
-    LocalSet::new().block_on(&runtime, async {
+    let mode = LocalSet::new().block_on(&runtime, async {
         let spawner = Spawner { manages_credentials: true, cgroups: system::make_cgroups() };
         let agent = Agent::new(timeline, Scope::Everything, spawner, Console::on_demand())
             .map_err(|source| InitError::System { attempt: "listen to SIGCHLD", source })?;
-        let shutdown = serve_guest(Rc::new(agent), app, options.shell).await;
-        Ok(shutdown)
-    })
+        Ok(serve_guest(Rc::new(agent), app, options.shell).await)
+    });
+    // A helper thread that a broken disk holds in the kernel is not waited for.
+    runtime.shutdown_timeout(HELPERS_TIMEOUT);
+    mode
 }
 
 /// The event loop, on this thread.
