@@ -11,7 +11,7 @@ mod rings;
 mod specimens;
 
 use super::VirtioDevice;
-use super::test_driver::{Buffer, TestDriver};
+use super::test_driver::{Buffer, RAM_BASE, TestDriver};
 
 /// Every device.
 fn specimens() -> Vec<Box<dyn Specimen>> {
@@ -49,7 +49,7 @@ fn started(specimen: &dyn Specimen) -> TestDriver {
 
 /// The device survived: a reset makes it as good as new.
 fn assert_recovers(specimen: &dyn Specimen, driver: &mut TestDriver) {
-    driver.wipe_memory();
+    driver.give_back_from(RAM_BASE);
     driver.start();
     assert!(!driver.needs_reset(), "a reset heals");
     driver.take_interrupt();

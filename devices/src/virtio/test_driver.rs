@@ -154,7 +154,8 @@ impl TestDriver {
         self.read(reg::STATUS) & FEATURES_OK != 0
     }
 
-    /// Puts rings of `size` (at most what the device offers) into fresh memory.
+    /// Puts rings of `size` (at most what the device offers) into fresh memory, zeroed even if
+    /// it was given back before.
     pub fn set_up_rings(&mut self, size: u16) {
         self.rings.clear();
         for index in 0.. {
@@ -167,9 +168,9 @@ impl TestDriver {
             let entries = u64::from(size);
             let ring = Ring {
                 size,
-                desc: self.allocate(16 * entries),
-                avail: self.allocate(6 + 2 * entries),
-                used: self.allocate(6 + 8 * entries),
+                desc: self.allocate_zeroed(16 * entries),
+                avail: self.allocate_zeroed(6 + 2 * entries),
+                used: self.allocate_zeroed(6 + 8 * entries),
                 next_desc: 0,
                 next_avail: 0,
                 next_used: 0,
@@ -214,9 +215,10 @@ impl TestDriver {
         self.next_free = mark;
     }
 
-    /// Zeroes all of RAM, rings included.
-    pub fn wipe_memory(&self) {
-        self.memory.write_slice(&vec![0; RAM_BYTES], GuestAddress(RAM_BASE)).unwrap();
+    fn allocate_zeroed(&mut self, len: u64) -> u64 {
+        let address = self.allocate(len);
+        self.memory.write_slice(&vec![0; len as usize], GuestAddress(address)).unwrap();
+        address
     }
 
     fn place(&mut self, buffer: &Buffer) -> (u64, u32, u16) {

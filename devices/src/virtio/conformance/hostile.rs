@@ -90,7 +90,6 @@ fn a_driver_that_rolls_dice_stops_no_device() {
             driver.transport.save();
             driver.write(reg::STATUS, 0);
             driver.run();
-            driver.give_back_from(RAM_BASE);
             assert_recovers(specimen, &mut driver);
         }
     });

@@ -1,0 +1,77 @@
+//! A guest against virtio-block, on a disk that somebody else truncates now and then.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use rotifer_devices::virtio::block::{Block, Cache, Options};
+use rotifer_devices::virtio::test_driver::{Buffer, TestDriver};
+use rotifer_fuzz::guest::{Action, Number, act, assert_recovers};
+
+const IMAGE_BYTES: u64 = 64 << 10;
+const EVENTS_MAX: usize = 64;
+
+#[derive(Debug, Arbitrary)]
+struct Input {
+    read_only: bool,
+    writeback: bool,
+    events: Vec<Event>,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Event {
+    Guest(Action),
+    /// A request with a header of the right shape.
+    Request {
+        kind: u8,
+        sector: Number,
+        data: Vec<u8>,
+        room: u16,
+    },
+    /// The image gets another length.
+    Truncate(u16),
+}
+
+fuzz_target!(|input: Input| {
+    let image = tempfile::tempfile().expect("a temporary file");
+    image.set_len(IMAGE_BYTES).expect("a length for it");
+    let other = image.try_clone().expect("another descriptor of it");
+    let options = Options {
+        id: "fuzz".into(),
+        path: "image".into(),
+        read_only: input.read_only,
+        cache: if input.writeback { Cache::Writeback } else { Cache::Unsafe },
+    };
+    let block = Block::with_file(image, &options).expect("a block device");
+    let mut driver = TestDriver::started(Box::new(block));
+    for event in input.events.iter().take(EVENTS_MAX) {
+        match event {
+            Event::Guest(action) => act(&mut driver, action),
+            Event::Request { kind, sector, data, room } => {
+                request(&mut driver, *kind, sector.get(), data, *room);
+            }
+            Event::Truncate(len) => other.set_len((*len).into()).expect("another length"),
+        }
+        let len = other.metadata().expect("the image's metadata").len();
+        assert!(len <= IMAGE_BYTES, "the guest made its disk larger: {len} bytes");
+    }
+    assert_recovers(&mut driver);
+});
+
+fn request(driver: &mut TestDriver, kind: u8, sector: u64, data: &[u8], room: u16) {
+    if driver.rings.is_empty() {
+        return;
+    }
+    let header = [&u32::from(kind % 16).to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()];
+    let mut buffers = vec![Buffer::Read(header.concat())];
+    if !data.is_empty() {
+        // A sector of data needs no 512 bytes of input.
+        let sectors = 1 + usize::from(room % 4);
+        let bytes =
+            data.iter().copied().cycle().take(if room % 2 == 0 { 512 * sectors } else { 16 });
+        buffers.push(Buffer::Read(bytes.collect()));
+    }
+    buffers.push(Buffer::Write(u32::from(room % 9) * 512));
+    buffers.push(Buffer::Write(1));
+    driver.submit(0, &buffers);
+    act(driver, &Action::Kick { queue: 0 });
+}
