@@ -82,7 +82,7 @@ pub struct Machine {
     _gic: Gic,
     _vm: Vm,
     /// What the vCPUs and devices work on.
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 /// What the configuration says of the machine itself.
@@ -181,6 +181,9 @@ impl Assembled {
         let Self { vm, gic, vcpus, memory, table } = self;
         let io = IoThread::start("io", table.subscribers())?;
         let vcpus = Threads::start(vcpus, &Arc::new(table.bus()), wake)?;
-        Ok(Machine { vcpus, parked: None, io, table, _gic: gic, _vm: vm, _memory: memory })
+        Ok(Machine { vcpus, parked: None, io, table, _gic: gic, _vm: vm, memory })
     }
 }
+
+#[cfg(test)]
+mod tests;

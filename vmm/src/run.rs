@@ -118,7 +118,7 @@ impl Main {
 
     fn serve(&mut self, fd: RawFd) -> Result<Option<Outcome>, RunError> {
         if fd == self.signals.as_raw_fd() {
-            let Some(signal) = self.signals.next() else { return Ok(None) };
+            let Some(signal) = self.signals.take_next() else { return Ok(None) };
             tracing::info!(signal, "a signal ends the machine");
             return Ok(Some(Outcome::Signal));
         }

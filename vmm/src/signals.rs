@@ -37,7 +37,7 @@ impl Signals {
     }
 
     /// The signal that came, if one did.
-    pub fn next(&mut self) -> Option<libc::c_int> {
+    pub fn take_next(&mut self) -> Option<libc::c_int> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         self.0.read_exact(&mut info).ok()?;
         // `ssi_signo` is its first field.

@@ -1,5 +1,6 @@
 //! A machine that stands still.
 
+use rotifer_devices::GuestMemory;
 use rotifer_devices::io::IoThreadError;
 
 use super::Machine;
@@ -39,6 +40,11 @@ impl<'a> Paused<'a> {
             }
         }
         Ok(Self { machine, stays: false })
+    }
+
+    /// Guest RAM, which nobody changes now.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.machine.memory
     }
 
     /// Lets the machine go on.

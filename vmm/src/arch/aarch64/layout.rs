@@ -62,6 +62,17 @@ pub const FDT_BYTES_MAX: u64 = 2 << 20;
 /// The initial RAM file system begins on a page, whatever its size.
 pub const INITRD_ALIGN_BYTES: u64 = 0x1_0000;
 
+// The regions lie in order and apart.
+const _: () = {
+    let redistributors_end = GICV3_REDISTRIBUTORS.0 + 16 * GICV3_REDISTRIBUTOR_BYTES;
+    assert!(GIC_DISTRIBUTOR.0 + GICV3_DISTRIBUTOR_BYTES <= GICV3_REDISTRIBUTORS.0);
+    assert!(GIC_DISTRIBUTOR.0 + GICV2_DISTRIBUTOR_BYTES <= GICV2_CPU_INTERFACE.0);
+    assert!(redistributors_end <= PLATFORM_DEVICES.start);
+    assert!(PLATFORM_DEVICES.end <= VIRTIO_DEVICES.start);
+    assert!(VIRTIO_DEVICES.end <= RAM_START.0);
+    assert!(VM_GENERATION_ID.0 + VM_GENERATION_ID_BYTES <= RAM_START.0 + SYSTEM_AREA_BYTES);
+};
+
 /// KVM numbers the affinity of vCPUs: 16 to a cluster.
 pub fn mpidr_affinity(vcpu_index: u8) -> u64 {
     let index = u64::from(vcpu_index);
@@ -145,17 +156,6 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
-
-    #[test]
-    fn the_regions_lie_in_order_and_apart() {
-        let redistributors_end = GICV3_REDISTRIBUTORS.0 + 16 * GICV3_REDISTRIBUTOR_BYTES;
-        assert!(GIC_DISTRIBUTOR.0 + GICV3_DISTRIBUTOR_BYTES <= GICV3_REDISTRIBUTORS.0);
-        assert!(GIC_DISTRIBUTOR.0 + GICV2_DISTRIBUTOR_BYTES <= GICV2_CPU_INTERFACE.0);
-        assert!(redistributors_end <= PLATFORM_DEVICES.start);
-        assert!(PLATFORM_DEVICES.end <= VIRTIO_DEVICES.start);
-        assert!(VIRTIO_DEVICES.end <= RAM_START.0);
-        assert!(VM_GENERATION_ID.0 + VM_GENERATION_ID_BYTES <= RAM_START.0 + SYSTEM_AREA_BYTES);
-    }
 
     #[test]
     fn a_small_machine_gets_the_smallest_address_space() {
