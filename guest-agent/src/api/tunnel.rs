@@ -61,7 +61,7 @@ fn targets(authority: &str, any_address: bool) -> Result<Vec<SocketAddr>, ApiErr
 
 async fn dial(targets: &[SocketAddr]) -> Result<TcpStream, ApiError> {
     let attempt = async {
-        let mut refusal = String::new();
+        let mut refusals = Vec::new();
         for target in targets {
             match TcpStream::connect(target).await {
                 Ok(stream) => {
@@ -69,10 +69,11 @@ async fn dial(targets: &[SocketAddr]) -> Result<TcpStream, ApiError> {
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
-                Err(error) => refusal = format!("cannot connect to {target}: {}", chain(&error)),
+                Err(error) => refusals.push(format!("{target}: {}", chain(&error))),
             }
         }
-        Err(ApiError::new(StatusCode::BAD_GATEWAY, "cannot_connect", refusal))
+        let message = format!("cannot connect to {}", refusals.join(" nor to "));
+        Err(ApiError::new(StatusCode::BAD_GATEWAY, "cannot_connect", message))
     };
     tokio::time::timeout(TUNNEL_CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| {
         let message = format!("{targets:?} did not answer within {TUNNEL_CONNECT_TIMEOUT:?}");

@@ -170,11 +170,15 @@ fn mount_as(
     }
 }
 
-/// Those of `/proc/filesystems` that live on a device.
+/// Those of `/proc/filesystems` that live on a device. The driver of ext4 also registers as ext2
+/// and ext3, as which it only complains about an ext4.
 fn file_systems_of(list: &str) -> Vec<String> {
+    let has_ext4 = list.lines().any(|line| line == "\text4");
     list.lines()
         .filter_map(|line| line.strip_prefix('\t'))
-        .map(|name| name.trim().to_owned())
+        .map(str::trim)
+        .filter(|name| !has_ext4 || !matches!(*name, "ext2" | "ext3"))
+        .map(str::to_owned)
         .collect()
 }
 
@@ -203,7 +207,7 @@ mod tests {
 
     #[test]
     fn only_file_systems_on_devices_are_tried() {
-        let list = "nodev\tsysfs\nnodev\tproc\n\text4\n\tsquashfs\nnodev\toverlay\n\terofs\n";
+        let list = "nodev\tsysfs\nnodev\tproc\n\text3\n\text2\n\text4\n\tsquashfs\nnodev\toverlay\n\terofs\n";
         assert_eq!(file_systems_of(list), ["ext4", "squashfs", "erofs"]);
     }
 
