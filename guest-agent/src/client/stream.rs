@@ -6,7 +6,7 @@ use crate::exec::Report;
 use crate::frame::{Frame, Parser};
 use crate::limits::{FRAME_PAYLOAD_MAX_BYTES, STDIN_WINDOW_BYTES};
 use std::collections::VecDeque;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
 const READ_BYTES: usize = 32 * 1024;
@@ -135,10 +135,13 @@ impl ExecStream {
     fn receive(&mut self) -> Result<(), ClientError> {
         let invalid = |what: String| ClientError::Protocol { what };
         let mut buffer = vec![0; READ_BYTES];
-        let count = self
-            .tunnel
-            .read(&mut buffer)
-            .map_err(|source| ClientError::Io { attempt: "receive frames", source })?;
+        let count = match self.tunnel.read(&mut buffer) {
+            // With a time-out on the socket a signal ends the read, whatever its handler asked for.
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            result => {
+                result.map_err(|source| ClientError::Io { attempt: "receive frames", source })?
+            }
+        };
         if count == 0 {
             return Err(invalid("the stream ended before the command".into()));
         }
