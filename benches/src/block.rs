@@ -29,49 +29,28 @@ struct Case {
     operation: Operation,
     order: Order,
     in_flight: u32,
+    scattered: bool,
 }
 
-const CASES: [Case; 6] = [
-    case(
-        Metric::higher("sequential read, 128 KiB", "MiB/s"),
-        Operation::Read,
-        Order::Sequential,
-        1,
-    ),
-    case(
-        Metric::higher("sequential write, 128 KiB", "MiB/s"),
-        Operation::Write,
-        Order::Sequential,
-        1,
-    ),
-    case(
-        Metric::higher("random read, 4 KiB, 1 in flight", "IOPS"),
-        Operation::Read,
-        Order::Random,
-        1,
-    ),
-    case(
-        Metric::higher("random write, 4 KiB, 1 in flight", "IOPS"),
-        Operation::Write,
-        Order::Random,
-        1,
-    ),
-    case(
-        Metric::higher("random read, 4 KiB, 16 in flight", "IOPS"),
-        Operation::Read,
-        Order::Random,
-        MANY_IN_FLIGHT,
-    ),
-    case(
-        Metric::higher("random write, 4 KiB, 16 in flight", "IOPS"),
-        Operation::Write,
-        Order::Random,
-        MANY_IN_FLIGHT,
-    ),
+const CASES: [Case; 8] = [
+    sequential("sequential read, 128 KiB", Operation::Read, false),
+    sequential("sequential write, 128 KiB", Operation::Write, false),
+    sequential("sequential read, 128 KiB of scattered pages", Operation::Read, true),
+    sequential("sequential write, 128 KiB of scattered pages", Operation::Write, true),
+    random("random read, 4 KiB, 1 in flight", Operation::Read, 1),
+    random("random write, 4 KiB, 1 in flight", Operation::Write, 1),
+    random("random read, 4 KiB, 16 in flight", Operation::Read, MANY_IN_FLIGHT),
+    random("random write, 4 KiB, 16 in flight", Operation::Write, MANY_IN_FLIGHT),
 ];
 
-const fn case(metric: Metric, operation: Operation, order: Order, in_flight: u32) -> Case {
-    Case { metric, operation, order, in_flight }
+const fn sequential(name: &'static str, operation: Operation, scattered: bool) -> Case {
+    let metric = Metric::higher(name, "MiB/s");
+    Case { metric, operation, order: Order::Sequential, in_flight: 1, scattered }
+}
+
+const fn random(name: &'static str, operation: Operation, in_flight: u32) -> Case {
+    let metric = Metric::higher(name, "IOPS");
+    Case { metric, operation, order: Order::Random, in_flight, scattered: false }
 }
 
 /// Runs it.
@@ -114,6 +93,7 @@ impl Case {
             block_bytes,
             in_flight: self.in_flight,
             count: if quick { count / QUICK_DIVISOR } else { count },
+            scattered: self.scattered,
         }
     }
 }

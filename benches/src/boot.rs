@@ -57,7 +57,8 @@ const CLOCK_READINGS: u32 = 5;
 /// A machine failed.
 pub fn run(setup: &Setup) -> Result<Recorder> {
     let root_disk = setup.artifacts.root_disk()?;
-    let with_root = Machine::small().drive(&root_disk, true).words("rotifer.root=/dev/vda ro");
+    let words = "rotifer.root=/dev/vda rotifer.rootfstype=ext4 ro";
+    let with_root = Machine::small().drive(&root_disk, true).words(words);
     setup.rounds(ROUNDS, |subject, recorder| {
         start_api(setup, subject, recorder).context("start without a machine")?;
         boot(setup, subject, &Machine::small(), &INITRAMFS, recorder).context("initramfs")?;

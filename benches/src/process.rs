@@ -1,6 +1,7 @@
 //! What `/proc` says about a process.
 
 use std::fs;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 
@@ -33,11 +34,11 @@ impl Footprint {
         let path = format!("/proc/{process}/smaps");
         let smaps = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let mappings = parse(&smaps)?;
-        let is_ram = |mapping: &Mapping| mapping.size_bytes >= guest_ram_bytes;
-        if !mappings.iter().any(is_ram) {
-            bail!("{path} has no mapping of {guest_ram_bytes} bytes that could be guest RAM");
-        }
-        Ok(total(mappings.iter().filter(|mapping| !is_ram(mapping))))
+        let ram = guest_ram(&mappings, guest_ram_bytes).with_context(|| {
+            format!("{path} has no mappings of {guest_ram_bytes} bytes that could be guest RAM")
+        })?;
+        let (before, after) = (mappings.get(..ram.start), mappings.get(ram.end..));
+        Ok(total(before.into_iter().chain(after).flatten()))
     }
 
     /// Of a process that has no guest.
@@ -91,8 +92,29 @@ impl CpuUse {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Mapping {
-    size_bytes: u64,
+    start: u64,
+    end: u64,
     footprint: Footprint,
+}
+
+/// Which mappings are guest RAM: neighbours without a gap, since advice for a part of it makes
+/// several of one; of all that are large enough together, the smallest.
+fn guest_ram(mappings: &[Mapping], ram_bytes: u64) -> Option<Range<usize>> {
+    let candidates = (0..mappings.len()).filter_map(|first| {
+        let start = mappings[first].start;
+        let mut end = start;
+        for (index, mapping) in mappings.iter().enumerate().skip(first) {
+            if mapping.start != end {
+                return None;
+            }
+            end = mapping.end;
+            if end - start >= ram_bytes {
+                return Some((end - start, first..index + 1));
+            }
+        }
+        None
+    });
+    candidates.min_by_key(|(bytes, _)| *bytes).map(|(_, range)| range)
 }
 
 fn total<'a>(mappings: impl Iterator<Item = &'a Mapping>) -> Footprint {
@@ -107,8 +129,8 @@ fn total<'a>(mappings: impl Iterator<Item = &'a Mapping>) -> Footprint {
 fn parse(smaps: &str) -> Result<Vec<Mapping>> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
-        if let Some(size_bytes) = range_bytes(line) {
-            mappings.push(Mapping { size_bytes, ..Mapping::default() });
+        if let Some(Range { start, end }) = addresses(line) {
+            mappings.push(Mapping { start, end, ..Mapping::default() });
             continue;
         }
         let (Some(mapping), Some((name, value))) = (mappings.last_mut(), line.split_once(':'))
@@ -128,11 +150,12 @@ fn parse(smaps: &str) -> Result<Vec<Mapping>> {
     Ok(mappings)
 }
 
-/// The size of `start-end`, in hexadecimal, at the beginning of a mapping's first line.
-fn range_bytes(line: &str) -> Option<u64> {
+/// `start-end`, in hexadecimal, at the beginning of a mapping's first line.
+fn addresses(line: &str) -> Option<Range<u64>> {
     let (start, end) = line.split(' ').next()?.split_once('-')?;
     let address = |text| u64::from_str_radix(text, 16).ok();
-    address(end)?.checked_sub(address(start)?)
+    let range = address(start)?..address(end)?;
+    (range.start <= range.end).then_some(range)
 }
 
 #[cfg(test)]
@@ -163,10 +186,21 @@ Private_Dirty:        90 kB
     #[test]
     fn guest_ram_is_not_the_vmms_memory() {
         let mappings = parse(SMAPS).unwrap();
-        let small = mappings.iter().filter(|mapping| mapping.size_bytes < 128 << 20);
+        let ram = guest_ram(&mappings, 128 << 20).unwrap();
+        assert_eq!(ram, 1..2);
+        let others = [&mappings[..ram.start], &mappings[ram.end..]].concat();
         let expected = Footprint { resident_kib: 1100, proportional_kib: 600, private_kib: 100 };
-        assert_eq!(total(small), expected);
-        assert_eq!(mappings[1].size_bytes, 128 << 20);
+        assert_eq!(total(others.iter()), expected);
+    }
+
+    #[test]
+    fn guest_ram_of_several_mappings_ends_at_a_gap_and_is_no_larger_than_needed() {
+        let mapping = |(start, end)| Mapping { start, end, ..Mapping::default() };
+        let mappings = [(0, 1), (2, 3), (3, 5), (5, 13), (13, 14), (20, 40)].map(mapping);
+        assert_eq!(guest_ram(&mappings, 10), Some(2..4));
+        assert_eq!(guest_ram(&mappings, 11), Some(1..4));
+        assert_eq!(guest_ram(&mappings, 15), Some(5..6));
+        assert_eq!(guest_ram(&mappings, 21), None);
     }
 
     #[test]

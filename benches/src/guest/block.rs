@@ -1,7 +1,7 @@
 //! Load on a disk, past the page cache of the guest.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
+use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -12,11 +12,18 @@ use clap::{Args, ValueEnum};
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
 use rustix::fs::OFlags;
+use rustix::io::{preadv, pwritev};
+use rustix::mm::{Advice, madvise};
 
 use super::Transfer;
 
-/// O_DIRECT wants memory and offsets that are aligned to the disk's blocks.
-const ALIGNMENT_BYTES: usize = 4096;
+/// Memory of a request begins at a multiple of this and lies, where the kernel has huge pages, in
+/// one: whether its pages happen to be neighbours would otherwise decide how many segments a
+/// request has.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// What a piece has, and what lies between it and the next one. O_DIRECT wants memory and offsets
+/// that are aligned to the disk's blocks.
+const PIECE_BYTES: usize = 4096;
 const IN_FLIGHT_MAX: u32 = 256;
 /// What is written: never zeroes, which some layer might treat specially.
 const PATTERN: u8 = 0xa5;
@@ -60,6 +67,9 @@ pub struct BlockLoad {
     /// How many requests in all
     #[arg(long)]
     pub count: u64,
+    /// Whether each page of a request lies apart from the others, as in an ordinary program
+    #[arg(long)]
+    pub scattered: bool,
 }
 
 impl BlockLoad {
@@ -68,7 +78,7 @@ impl BlockLoad {
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map_or_else(String::new, |value| value.get_name().to_owned())
         };
-        vec![
+        let mut words = vec![
             "block".into(),
             self.device.display().to_string(),
             format!("--operation={}", name(self.operation.to_possible_value())),
@@ -76,7 +86,9 @@ impl BlockLoad {
             format!("--block-bytes={}", self.block_bytes),
             format!("--in-flight={}", self.in_flight),
             format!("--count={}", self.count),
-        ]
+        ];
+        words.extend(self.scattered.then(|| "--scattered".into()));
+        words
     }
 
     /// Does it.
@@ -92,17 +104,22 @@ impl BlockLoad {
             .with_context(|| format!("cannot open the disk {}", self.device.display()))?;
         let disk_bytes = file.seek(SeekFrom::End(0)).context("cannot tell the disk's size")?;
         let mut offsets = Offsets::new(self, disk_bytes)?;
+        if self.scattered && self.in_flight != 1 {
+            bail!("scattered requests are made one at a time");
+        }
+        let mut buffers: Vec<Buffer> =
+            (0..self.in_flight).map(|_| Buffer::new(self.block_bytes)).collect();
         let start = Instant::now();
-        let done = match self.in_flight {
-            1 => self.one_by_one(&file, &mut offsets),
-            _ => self.overlapping(&file, &mut offsets),
+        let done = match buffers.as_mut_slice() {
+            [buffer] if self.scattered => self.in_pieces(&file, buffer, &mut offsets),
+            [buffer] => self.one_by_one(&file, buffer, &mut offsets),
+            buffers => self.overlapping(&file, buffers, &mut offsets),
         };
         done.with_context(|| format!("the disk {} failed", self.device.display()))?;
         Ok(Transfer::since(start, self.count * u64::from(self.block_bytes), self.count))
     }
 
-    fn one_by_one(&self, file: &File, offsets: &mut Offsets) -> Result<()> {
-        let mut buffer = Buffer::new(self.block_bytes);
+    fn one_by_one(&self, file: &File, buffer: &mut Buffer, offsets: &mut Offsets) -> Result<()> {
         for _ in 0..self.count {
             let offset = offsets.next();
             match self.operation {
@@ -113,9 +130,26 @@ impl BlockLoad {
         Ok(())
     }
 
-    fn overlapping(&self, file: &File, offsets: &mut Offsets) -> Result<()> {
-        let mut buffers: Vec<Buffer> =
-            (0..self.in_flight).map(|_| Buffer::new(self.block_bytes)).collect();
+    fn in_pieces(&self, file: &File, buffer: &mut Buffer, offsets: &mut Offsets) -> Result<()> {
+        for _ in 0..self.count {
+            let offset = offsets.next();
+            let count = match self.operation {
+                Operation::Read => preadv(file, &mut buffer.pieces_mut(), offset)?,
+                Operation::Write => pwritev(file, &buffer.pieces(), offset)?,
+            };
+            if u32::try_from(count) != Ok(self.block_bytes) {
+                bail!("{count} of {} bytes were moved", self.block_bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn overlapping(
+        &self,
+        file: &File,
+        buffers: &mut [Buffer],
+        offsets: &mut Offsets,
+    ) -> Result<()> {
         let mut ring = IoUring::new(self.in_flight).context("cannot make an io_uring")?;
         let mut free: Vec<usize> = (0..buffers.len()).collect();
         let (mut submitted, mut completed) = (0, 0);
@@ -124,21 +158,25 @@ impl BlockLoad {
                 && let Some(slot) = free.pop()
             {
                 let entry = self.entry(file, &mut buffers[slot], offsets.next(), slot);
-                // SAFETY: the buffer lives until the function returns, is used by no other request
-                // while its slot is not free, and `file` stays open.
-                unsafe { ring.submission().push(&entry) }
-                    .context("the submission queue is full")?;
+                // SAFETY: the buffer outlives this function, is used by no other request while its
+                // slot is not free, and `file` stays open. The function does not return before
+                // each request has come back: on errors the process ends.
+                if unsafe { ring.submission().push(&entry) }.is_err() {
+                    die("the submission queue is full");
+                }
                 submitted += 1;
             }
-            ring.submit_and_wait(1).context("cannot submit requests")?;
+            if let Err(error) = ring.submit_and_wait(1) {
+                die(&format!("cannot submit requests: {error}"));
+            }
             for completion in ring.completion() {
-                if u32::try_from(completion.result()) != Ok(self.block_bytes) {
-                    // The other requests must not outlive their buffers: the process ends at once.
-                    eprintln!("error: a request came back with {}", completion.result());
-                    std::process::exit(1);
+                let (result, slot) = (completion.result(), completion.user_data());
+                if u32::try_from(result) != Ok(self.block_bytes) {
+                    die(&format!("a request came back with {result}"));
                 }
                 completed += 1;
-                free.push(usize::try_from(completion.user_data())?);
+                // It is an index of `buffers`, as `entry` was given it.
+                free.extend(usize::try_from(slot));
             }
         }
         Ok(())
@@ -157,6 +195,12 @@ impl BlockLoad {
         };
         entry.user_data(slot as u64)
     }
+}
+
+/// Ends the process, because returning would free buffers that the kernel may still write to.
+fn die(message: &str) -> ! {
+    eprintln!("error: {message}");
+    std::process::exit(1);
 }
 
 /// Where the next request goes.
@@ -198,7 +242,7 @@ impl Offsets {
     }
 }
 
-/// Memory with a piece in it that is aligned.
+/// Memory for a request, and as much again for the gaps of a scattered one.
 struct Buffer {
     memory: Vec<u8>,
     start: usize,
@@ -208,13 +252,30 @@ struct Buffer {
 impl Buffer {
     fn new(block_bytes: u32) -> Self {
         let length = block_bytes as usize;
-        let memory = vec![PATTERN; length + ALIGNMENT_BYTES];
-        let start = memory.as_ptr().align_offset(ALIGNMENT_BYTES);
+        let used_bytes = 2 * length.max(PIECE_BYTES);
+        let mut memory: Vec<u8> = Vec::with_capacity(used_bytes + 2 * HUGE_PAGE_BYTES);
+        let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
+        let huge = memory.spare_capacity_mut().get_mut(start..).unwrap_or_default();
+        // SAFETY: the range lies in memory that is ours, and the advice changes no content.
+        // A kernel without huge pages refuses it, and pages lie where they lie.
+        let _ =
+            unsafe { madvise(huge.as_mut_ptr().cast(), HUGE_PAGE_BYTES, Advice::LinuxHugepage) };
+        memory.resize(start + used_bytes, PATTERN);
         Self { memory, start, length }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.length]
+    }
+
+    fn pieces(&self) -> Vec<IoSlice<'_>> {
+        let pieces = self.memory[self.start..].chunks(PIECE_BYTES).step_by(2);
+        pieces.take(self.length.div_ceil(PIECE_BYTES)).map(IoSlice::new).collect()
+    }
+
+    fn pieces_mut(&mut self) -> Vec<IoSliceMut<'_>> {
+        let pieces = self.memory[self.start..].chunks_mut(PIECE_BYTES).step_by(2);
+        pieces.take(self.length.div_ceil(PIECE_BYTES)).map(IoSliceMut::new).collect()
     }
 }
 
@@ -224,7 +285,8 @@ mod tests {
 
     fn load(order: Order, operation: Operation, in_flight: u32) -> BlockLoad {
         let device = PathBuf::from("/dev/vda");
-        BlockLoad { device, operation, order, block_bytes: 4096, in_flight, count: 64 }
+        let scattered = false;
+        BlockLoad { device, operation, order, block_bytes: 4096, in_flight, count: 64, scattered }
     }
 
     #[test]
@@ -258,8 +320,33 @@ mod tests {
     #[test]
     fn buffers_are_aligned() {
         let mut buffer = Buffer::new(5000);
-        assert_eq!(buffer.bytes_mut().as_ptr() as usize % ALIGNMENT_BYTES, 0);
+        assert_eq!(buffer.bytes_mut().as_ptr() as usize % HUGE_PAGE_BYTES, 0);
         assert_eq!(buffer.bytes_mut().len(), 5000);
+    }
+
+    #[test]
+    fn scattered_pieces_have_gaps_and_make_up_the_request() {
+        let mut buffer = Buffer::new(4 * 4096);
+        let start = buffer.bytes_mut().as_ptr();
+        let pieces = buffer.pieces_mut();
+        let places: Vec<usize> =
+            pieces.iter().map(|piece| piece.as_ptr() as usize - start as usize).collect();
+        assert_eq!(places, [0, 2 * 4096, 4 * 4096, 6 * 4096]);
+        assert_eq!(pieces.iter().map(|piece| piece.len()).sum::<usize>(), 4 * 4096);
+        assert_eq!(buffer.pieces().len(), 4);
+    }
+
+    #[test]
+    fn every_scattered_request_reaches_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        std::fs::write(&path, vec![0; 64 * 4096]).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let load = load(Order::Sequential, Operation::Write, 1);
+        let load = BlockLoad { block_bytes: 4 * 4096, count: 16, ..load };
+        let mut offsets = Offsets::new(&load, 64 * 4096).unwrap();
+        load.in_pieces(&file, &mut Buffer::new(4 * 4096), &mut offsets).unwrap();
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == PATTERN));
     }
 
     #[test]
@@ -269,7 +356,8 @@ mod tests {
         std::fs::write(&path, vec![0; 64 * 4096]).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let load = load(Order::Sequential, Operation::Write, 1);
-        load.one_by_one(&file, &mut Offsets::new(&load, 64 * 4096).unwrap()).unwrap();
+        let mut offsets = Offsets::new(&load, 64 * 4096).unwrap();
+        load.one_by_one(&file, &mut Buffer::new(4096), &mut offsets).unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == PATTERN));
     }
 
@@ -284,7 +372,9 @@ mod tests {
             eprintln!("skipped: this kernel has no io_uring for us: {error}");
             return;
         }
-        load.overlapping(&file, &mut Offsets::new(&load, 64 * 4096).unwrap()).unwrap();
+        let mut offsets = Offsets::new(&load, 64 * 4096).unwrap();
+        let mut buffers: Vec<Buffer> = (0..16).map(|_| Buffer::new(4096)).collect();
+        load.overlapping(&file, &mut buffers, &mut offsets).unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == PATTERN));
     }
 }
