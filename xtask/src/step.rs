@@ -3,16 +3,32 @@
 use std::{
     io::Write,
     process::{Command, Stdio},
-    time::Instant,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 
-/// Announces a step that may take long; says how long it took.
+/// How often a long step says that it goes on.
+const REMINDER: Duration = Duration::from_secs(20);
+
+/// Announces a step that may take long, says now and then that it goes on, and how long it took.
 pub fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     say(&format!("{what} ..."));
-    let result = action().with_context(|| format!("this step failed: {what}"))?;
+    let (done, is_done) = mpsc::channel::<()>();
+    let result = thread::scope(|scope| {
+        scope.spawn(move || {
+            while is_done.recv_timeout(REMINDER) == Err(RecvTimeoutError::Timeout) {
+                say(&format!("{what}: {} s so far", start.elapsed().as_secs()));
+            }
+        });
+        let result = action();
+        drop(done);
+        result
+    });
+    let result = result.with_context(|| format!("this step failed: {what}"))?;
     say(&format!("{what}: done in {:.1} s", start.elapsed().as_secs_f64()));
     Ok(result)
 }

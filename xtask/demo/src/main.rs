@@ -6,9 +6,10 @@
 mod timeline;
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixListener,
+    os::unix::{fs::FileExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Sender},
@@ -30,6 +31,9 @@ const APP: &str = "127.0.0.1:8080";
 /// What gunicorn says once connections are taken.
 const LISTENING: &str = "Listening at";
 const REQUEST_COUNT: usize = 3;
+/// Set on the emulated host, which sees the checkout through a slow share.
+const EMULATED: &str = "ROTIFER_HOST";
+const COPY_BYTES: usize = 1 << 20;
 
 enum Event {
     AgentServes,
@@ -86,9 +90,36 @@ fn adapt(config: &Path, socket: &Path, directory: &Path) -> Result<PathBuf> {
     let mut value: Value =
         serde_json::from_str(&text).with_context(|| format!("{config:?} is no JSON"))?;
     value["vsock"]["uds_path"] = socket.to_string_lossy().into();
+    if env::var_os(EMULATED).is_some() {
+        for drive in value["drives"].as_array_mut().into_iter().flatten() {
+            let path = PathBuf::from(drive["path_on_host"].as_str().unwrap_or_default());
+            drive["path_on_host"] = staged(&path, directory)?.to_string_lossy().into();
+        }
+    }
     let adapted = directory.join("config.json");
     fs::write(&adapted, value.to_string()).with_context(|| format!("cannot write {adapted:?}"))?;
     Ok(adapted)
+}
+
+/// A copy in memory: each read of a disk from the shared checkout would be a round trip.
+fn staged(disk: &Path, directory: &Path) -> Result<PathBuf> {
+    let copy = directory.join(disk.file_name().unwrap_or_default());
+    let copying = || format!("cannot copy {disk:?} to {copy:?}");
+    let (mut from, to) =
+        (File::open(disk).with_context(copying)?, File::create(&copy).with_context(copying)?);
+    let mut piece = vec![0; COPY_BYTES];
+    let mut length = 0;
+    loop {
+        let count = from.read(&mut piece).with_context(copying)?;
+        let Some(bytes) = piece.get(..count).filter(|bytes| !bytes.is_empty()) else { break };
+        // What is empty stays a hole.
+        if bytes.iter().any(|byte| *byte != 0) {
+            to.write_all_at(bytes, length).with_context(copying)?;
+        }
+        length += count as u64;
+    }
+    to.set_len(length).with_context(copying)?;
+    Ok(copy)
 }
 
 /// The guest connects to this port of the host when its agent serves.
