@@ -35,6 +35,7 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "libc-bin",
     "mawk",
+    "mount",
     "ncurses-base",
     "netbase",
     "procps",

