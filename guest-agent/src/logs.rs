@@ -67,16 +67,23 @@ impl Logs {
         self.changed.notify_waiters();
     }
 
-    /// Lines after `sequence`, oldest first, as newline-delimited JSON of about `limit_bytes`, with
-    /// the number of the last one; `None` if there is none.
+    /// The number of the newest line; 0 if there was none yet.
     #[must_use]
-    pub fn read_after(&self, sequence: u64, limit_bytes: usize) -> Option<(Vec<u8>, u64)> {
+    pub fn last_sequence(&self) -> u64 {
+        self.ring.borrow().last_sequence
+    }
+
+    /// Lines after number `after` up to number `until`, oldest first, as newline-delimited JSON of
+    /// about `limit_bytes`, with the number of the last one; `None` if there is none.
+    #[must_use]
+    pub fn read(&self, after: u64, until: u64, limit_bytes: usize) -> Option<(Vec<u8>, u64)> {
         let ring = self.ring.borrow();
         let oldest = ring.lines.front()?.sequence;
-        let skip = usize::try_from((sequence + 1).saturating_sub(oldest)).unwrap_or(usize::MAX);
+        let skip = after.saturating_add(1).saturating_sub(oldest);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         let mut json = Vec::new();
         let mut last = None;
-        for line in ring.lines.iter().skip(skip) {
+        for line in ring.lines.iter().skip(skip).take_while(|line| line.sequence <= until) {
             // Serialising strings and numbers into memory cannot fail.
             if serde_json::to_writer(&mut json, line).is_err() {
                 break;
@@ -149,7 +156,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sequences(logs: &Logs, after: u64) -> Vec<u64> {
-        let Some((json, _)) = logs.read_after(after, usize::MAX) else { return Vec::new() };
+        let Some((json, _)) = logs.read(after, u64::MAX, usize::MAX) else { return Vec::new() };
         json.split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_slice::<Line>(line).unwrap().sequence)
@@ -159,14 +166,15 @@ mod tests {
     #[test]
     fn lines_are_numbered_and_read_from_where_one_stopped() {
         let logs = Logs::default();
-        assert!(logs.read_after(0, 1000).is_none());
+        assert!(logs.read(0, u64::MAX, 1000).is_none());
         for text in ["one", "two", "three"] {
             logs.push(Stream::Stdout, text.as_bytes());
         }
         assert_eq!(sequences(&logs, 0), [1, 2, 3]);
         assert_eq!(sequences(&logs, 2), [3]);
-        assert!(logs.read_after(3, 1000).is_none());
-        assert!(logs.read_after(u64::MAX - 1, 1000).is_none());
+        assert!(logs.read(3, u64::MAX, 1000).is_none());
+        assert!(logs.read(u64::MAX, u64::MAX, 1000).is_none());
+        assert_eq!(logs.read(0, 2, 1000).unwrap().1, 2);
     }
 
     #[test]

@@ -52,11 +52,14 @@ pub(super) fn logs(context: Context, query: &Query) -> Answer {
     let follow = query.flag("follow")?;
     let mut after = query.number("after", 10)?.unwrap_or(0);
     query.finish()?;
+    // Without `follow` the answer ends where the log did when it was asked for: an app that writes
+    // faster than the client reads would otherwise make it endless.
+    let until = if follow { u64::MAX } else { context.agent.logs.last_sequence() };
     let (sender, pieces) = mpsc::channel(1);
     tokio::task::spawn_local(async move {
         let logs = &context.agent.logs;
         loop {
-            while let Some((json, last)) = logs.read_after(after, LOG_PIECE_BYTES) {
+            while let Some((json, last)) = logs.read(after, until, LOG_PIECE_BYTES) {
                 after = last;
                 if sender.send(Ok(Bytes::from(json))).await.is_err() {
                     return;

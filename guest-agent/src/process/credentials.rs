@@ -32,6 +32,9 @@ const fn bit(capability: u32) -> u64 {
     1 << capability
 }
 
+/// The last real-time signal of Linux.
+const SIGNAL_MAX: libc::c_int = 64;
+
 /// Open files of a process: the limits that services usually get, not the agent's own.
 const OPEN_FILES_SOFT: libc::rlim_t = 1024;
 const OPEN_FILES_HARD: libc::rlim_t = 524_288;
@@ -55,6 +58,7 @@ impl Transition {
     /// # Errors
     /// The system call that failed, as its errno.
     pub fn apply(&self) -> io::Result<()> {
+        reset_signals();
         // SAFETY: setsid takes nothing and touches no memory; a fresh child leads no group, so it
         // cannot fail.
         check(unsafe { libc::setsid() })?;
@@ -95,6 +99,16 @@ impl Transition {
             }
         }
         Ok(())
+    }
+}
+
+/// A signal that is ignored stays so across `execve`: whoever started the agent may have ignored
+/// SIGINT, as shells do for what runs in the background, and control-C would then do nothing here.
+fn reset_signals() {
+    for number in 1..=SIGNAL_MAX {
+        // SAFETY: plain numbers. It fails for SIGKILL, SIGSTOP and those that the C library keeps,
+        // none of which can be ignored.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
 

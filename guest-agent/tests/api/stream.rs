@@ -149,6 +149,15 @@ fn control_characters_of_a_terminal_work() {
 }
 
 #[test]
+fn a_command_obeys_signals_that_the_agent_was_started_to_ignore() {
+    let agent = TestAgent::start();
+    // SAFETY: plain numbers. No other test needs the default action of this signal in this process.
+    unsafe { libc::signal(libc::SIGQUIT, libc::SIG_IGN) };
+    let stream = agent.client.exec_stream(&shell("kill -QUIT $$; exit 1")).unwrap();
+    assert_eq!(stream.wait().unwrap().0.exit, Exit::Signal(libc::SIGQUIT));
+}
+
+#[test]
 fn commands_beyond_the_limit_are_refused_until_one_ends() {
     let agent = TestAgent::start();
     let mut streams: Vec<_> =
