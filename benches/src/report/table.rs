@@ -57,10 +57,10 @@ fn aligned(cells: &[String; 10], widths: &[usize; 10]) -> String {
 /// About four digits that mean something.
 pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
+        0.0 => 0,
         size if size >= 1000.0 => 0,
         size if size >= 100.0 => 1,
         size if size >= 1.0 => 2,
-        size if size == 0.0 => 0,
         _ => 4,
     };
     format!("{value:.decimals$}")
