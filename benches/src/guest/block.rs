@@ -24,6 +24,8 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// What a piece has, and what lies between it and the next one. O_DIRECT wants memory and offsets
 /// that are aligned to the disk's blocks.
 const PIECE_BYTES: usize = 4096;
+/// Linux has huge pages off in guests of less than 512 MiB.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const IN_FLIGHT_MAX: u32 = 256;
 /// What is written: never zeroes, which some layer might treat specially.
 const PATTERN: u8 = 0xa5;
@@ -107,6 +109,8 @@ impl BlockLoad {
         if self.scattered && self.in_flight != 1 {
             bail!("scattered requests are made one at a time");
         }
+        // Refused by a kernel without them.
+        let _ = std::fs::write(HUGE_PAGES, "madvise");
         let mut buffers: Vec<Buffer> =
             (0..self.in_flight).map(|_| Buffer::new(self.block_bytes)).collect();
         let start = Instant::now();
