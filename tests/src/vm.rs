@@ -91,6 +91,12 @@ impl VmBuilder {
         self
     }
 
+    /// Nothing to start from: the kernel finds no root and panics.
+    pub fn without_initramfs(mut self) -> Self {
+        self.initramfs = None;
+        self
+    }
+
     /// More words for the kernel's command line.
     pub fn boot_args(mut self, words: &str) -> Self {
         self.boot_args = format!("{} {words}", self.boot_args);
@@ -285,20 +291,25 @@ impl Vm {
         assert_eq!(result, 0, "signal the VMM: {}", io::Error::last_os_error());
     }
 
-    /// CPU time that the VMM has used, user and system together.
+    /// CPU time that the VMM's threads have used, user and system together: first those that run
+    /// the guest, then all others.
     ///
     /// # Panics
     /// If it has ended.
-    pub fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
-        let stat = stat.expect("read the VMM's CPU time");
-        // The second field may hold spaces and ends with the last parenthesis; utime and stime
-        // are fields 14 and 15, in ticks.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap_or(0)).sum();
-        // SAFETY: asks for a constant.
-        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-        Duration::from_millis(ticks * 1000 / per_second.max(1) as u64)
+    pub fn cpu_times(&self) -> (Duration, Duration) {
+        let (mut vcpus, mut others) = (Duration::ZERO, Duration::ZERO);
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        for task in tasks.expect("list the VMM's threads") {
+            let path = task.expect("list the VMM's threads").path();
+            let read =
+                |name| fs::read_to_string(path.join(name)).expect("read a thread's CPU time");
+            let time = if read("comm").starts_with("vcpu") { &mut vcpus } else { &mut others };
+            // The first field: nanoseconds on a CPU.
+            let stat = read("schedstat");
+            let nanoseconds = stat.split(' ').next().and_then(|field| field.parse().ok());
+            *time += Duration::from_nanos(nanoseconds.expect("a number of nanoseconds"));
+        }
+        (vcpus, others)
     }
 
     /// The vsock device's Unix socket.
