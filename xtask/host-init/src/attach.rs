@@ -5,6 +5,7 @@ use std::{fs, io, io::Write};
 use host_init::message::{Hello, Share};
 use rustix::{
     mount::{MountFlags, mount},
+    thread::{CpuSet, clock_nanosleep_absolute, sched_getaffinity, sched_setaffinity},
     time::{ClockId, Timespec, clock_settime},
 };
 
@@ -37,8 +38,11 @@ pub enum Error {
     },
 }
 
-/// Sets the clock, refreshes the randomness and mounts what is not mounted yet.
+/// Starts the timers, sets the clock, refreshes the randomness and mounts what is not mounted yet.
 pub fn attach(hello: &Hello) -> Result<(), Error> {
+    if let Err(errno) = start_timers() {
+        eprintln!("host-init: cannot start the timers: {errno}");
+    }
     set_clock(hello.time_ns);
     if let Ok(mut random) = fs::OpenOptions::new().write(true).open("/dev/urandom") {
         let _the_kernel_takes_all = random.write_all(&hello.seed);
@@ -50,6 +54,21 @@ pub fn attach(hello: &Hello) -> Result<(), Error> {
         mount_once(STATE_DEVICE, STATE, "ext4", "")?;
     }
     Ok(())
+}
+
+/// QEMU 10.0 does not save the timers of EL2, by which this kernel keeps time: the event that a CPU
+/// had asked for may never come, and the kernel asks for no later one while it waits for it. A
+/// sleep until the beginning of time is earlier than any, so it is asked for on each CPU.
+fn start_timers() -> rustix::io::Result<()> {
+    let all = sched_getaffinity(None)?;
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)) {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        sched_setaffinity(None, &one)?;
+        let the_beginning = Timespec { tv_sec: 0, tv_nsec: 1 };
+        clock_nanosleep_absolute(ClockId::Monotonic, &the_beginning)?;
+    }
+    sched_setaffinity(None, &all)
 }
 
 fn set_clock(time_ns: u64) {
