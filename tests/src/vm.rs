@@ -11,6 +11,7 @@ use std::time::Duration;
 use rotifer_agent::client::AgentClient;
 use rotifer_agent::exec::ExecRequest;
 use rotifer_agent::process::Exit;
+use rotifer_agent::process::spec::Capabilities;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -213,13 +214,15 @@ impl Vm {
         AgentClient::over_vsock(self.vsock_path(), AGENT_PORT).with_timeout(DEADLINE)
     }
 
-    /// Runs a shell command in the guest and returns what it prints.
+    /// Runs a shell command in the guest, as a root that may do everything, and returns what it
+    /// prints.
     ///
     /// # Panics
     /// If it fails or the agent does not answer.
     pub fn shell(&self, script: &str) -> String {
         let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
-        let request = ExecRequest { command, ..ExecRequest::default() };
+        let capabilities = Some(Capabilities::All);
+        let request = ExecRequest { command, capabilities, ..ExecRequest::default() };
         let done = self.agent_client().exec(&request);
         let done = done.unwrap_or_else(|error| panic!("{script}: {error}\n{}", self.report()));
         assert_eq!(
