@@ -1,11 +1,57 @@
 //! What a frozen machine is.
 //!
-//! For now this crate holds the contract that every part of a machine with guest-visible state
-//! fulfils ([`Stateful`]), so that no device can be written without saying what survives a
-//! suspend. The file format, page map, reader, writer and pager follow in this crate.
+//! * [`Stateful`]: the contract of every part of a machine that has guest-visible state.
+//! * [`Writer`] writes a snapshot, [`Snapshot`] opens one, and [`PageSource`] is how memory comes
+//!   out of it again, page by page and verified.
+//! * `docs/snapshot-format.md` describes the files.
+//!
+//! Every byte that is read is taken for hostile: nothing here panics, loops, recurses or allocates
+//! because a number in a file says so, but within the limits of [`layout`].
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
+mod cpu;
+mod id;
+mod image_reader;
+pub mod layout;
+mod machine_sections;
+pub mod manifest;
+mod memory_source;
+mod name;
+mod pack;
+mod page_set;
+mod record;
 mod section;
+mod snapshot;
+mod source;
+pub mod storage;
+mod verify;
+mod wire;
+mod writer;
 
+pub use cpu::{CpuFeature, CpuMismatch, CpuRule, compare};
+pub use id::{Digest, PackId, SnapshotId};
+pub use image_reader::ImageReader;
+pub use layout::{BlockIndex, ChunkIndex, PageIndex};
+pub use machine_sections::{MachineSectionError, MachineSections};
+pub use manifest::{
+    Architecture, Image, ImageKind, MachineSection, Manifest, ManifestError, MemoryRegion, PageRun,
+};
+pub use memory_source::MemorySource;
+pub use name::{Name, NameError};
+pub use pack::{Pack, PackError, PackSearch, ReadAt};
+pub use page_set::PageSet;
+pub use record::{Codec, Piece, RecordError};
 pub use section::{LoadError, Section, Stateful, Tag};
+pub use snapshot::{OpenError, Snapshot};
+pub use source::{Fault, PageSource, Place, SourceError};
+pub use storage::{HostStorage, Storage};
+pub use verify::{FAULTS_LISTED_MAX, Progress, Verification, verify};
+pub use wire::Truncated;
+pub use writer::{
+    Committed, Compare, Description, Options, Staging, Statistics, WriteError, Writer,
+    commit_manifest,
+};
+
+#[cfg(test)]
+mod tests;

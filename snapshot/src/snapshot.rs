@@ -1,0 +1,194 @@
+//! A snapshot that is open: its manifest, and the packs that it needs.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::id::{PackId, SnapshotId};
+use crate::image_reader::ImageReader;
+use crate::layout::MANIFEST_BYTES_MAX;
+use crate::machine_sections::MachineSections;
+use crate::manifest::{Header, Manifest, ManifestError};
+use crate::name::Name;
+use crate::pack::{Pack, PackError, PackSearch};
+use crate::record::layer_bit;
+
+/// A snapshot that is open. Copies share the manifest and the open files.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    id: SnapshotId,
+    manifest: Arc<Manifest>,
+    /// By slot; none where no block needs the pack.
+    packs: Arc<[Option<Pack>]>,
+}
+
+/// Why a snapshot cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The manifest cannot be read.
+    #[error("read the manifest {path}")]
+    Read {
+        /// Its path.
+        path: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The manifest is none.
+    #[error("open the snapshot {path}")]
+    Manifest {
+        /// Its path.
+        path: String,
+        /// The cause.
+        #[source]
+        source: ManifestError,
+    },
+    /// A pack is none, or cannot be read.
+    #[error("open the packs of snapshot {snapshot}")]
+    Pack {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The cause.
+        #[source]
+        source: PackError,
+    },
+    /// A pack is nowhere.
+    #[error("the pack {pack} of snapshot {snapshot} was not found where packs may be")]
+    PackAbsent {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The pack.
+        pack: PackId,
+    },
+    /// A pack was cut, or something was appended.
+    #[error("the pack {label} has {found} bytes, and snapshot {snapshot} expects {expected}")]
+    PackLength {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The pack.
+        label: String,
+        /// What the manifest says.
+        expected: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// There is no such image.
+    #[error("the snapshot {snapshot} has no image called {name}")]
+    NoImage {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What was asked for.
+        name: String,
+    },
+}
+
+impl Snapshot {
+    /// Opens a snapshot: reads the manifest, and finds and opens the packs that it needs. Nothing
+    /// of their content is read yet.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path, packs: &PackSearch) -> Result<Self, OpenError> {
+        let label = path.display().to_string();
+        let bytes = File::open(path)
+            .and_then(read_manifest)
+            .map_err(|source| OpenError::Read { path: label.clone(), source })?;
+        Self::from_bytes(&label, &bytes, packs)
+    }
+
+    /// Opens a snapshot whose manifest was read from somewhere; `label` is what messages call it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn from_bytes(label: &str, bytes: &[u8], packs: &PackSearch) -> Result<Self, OpenError> {
+        let (manifest, id) = Manifest::decode(bytes)
+            .map_err(|source| OpenError::Manifest { path: label.into(), source })?;
+        Self::from_manifest(manifest, id, packs)
+    }
+
+    fn from_manifest(
+        manifest: Manifest,
+        snapshot: SnapshotId,
+        search: &PackSearch,
+    ) -> Result<Self, OpenError> {
+        let entries = manifest.images.iter().flat_map(|index| &index.blocks);
+        let needed = entries.fold(0, |mask, entry| mask | entry.needed_layers());
+        let layers = &manifest.layers;
+        let wanted: BTreeSet<_> = layers
+            .iter()
+            .filter(|(slot, _)| needed & layer_bit(*slot) != 0)
+            .map(|(_, layer)| layer.pack)
+            .collect();
+        let found = search.find(&wanted).map_err(|source| OpenError::Pack { snapshot, source })?;
+        let mut packs = vec![None; layers.slots.len()];
+        for (place, layer) in packs.iter_mut().zip(&layers.slots) {
+            let Some(layer) = layer.filter(|layer| wanted.contains(&layer.pack)) else { continue };
+            let pack = found
+                .get(&layer.pack)
+                .ok_or(OpenError::PackAbsent { snapshot, pack: layer.pack })?;
+            if pack.bytes != layer.pack_bytes {
+                let (expected, found) = (layer.pack_bytes, pack.bytes);
+                let label = pack.label.to_string();
+                return Err(OpenError::PackLength { snapshot, label, expected, found });
+            }
+            *place = Some(pack.clone());
+        }
+        Ok(Self { id: snapshot, manifest: Arc::new(manifest), packs: packs.into() })
+    }
+
+    /// Its name: the digest of the manifest.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// A reader of one image, verifying what it reads.
+    ///
+    /// # Errors
+    /// [`OpenError::NoImage`].
+    pub fn image(&self, name: &Name) -> Result<ImageReader, OpenError> {
+        let number = self.manifest.images.iter().position(|index| index.image.name == *name);
+        let number = number.ok_or_else(|| self.no_image(name.as_str()))?;
+        Ok(ImageReader::new(self.clone(), number))
+    }
+
+    /// A reader of the image of RAM.
+    ///
+    /// # Errors
+    /// [`OpenError::NoImage`].
+    pub fn memory(&self) -> Result<ImageReader, OpenError> {
+        let memory = self.manifest.memory().ok_or_else(|| self.no_image("RAM"))?;
+        self.image(&memory.image.name)
+    }
+
+    /// The states of the machine's parts, each to be taken once.
+    pub fn machine(&self) -> MachineSections<'_> {
+        MachineSections::new(&self.manifest.machine)
+    }
+
+    pub(crate) fn pack(&self, slot: u8) -> Option<&Pack> {
+        self.packs.get(usize::from(slot)).and_then(Option::as_ref)
+    }
+
+    fn no_image(&self, name: &str) -> OpenError {
+        OpenError::NoImage { snapshot: self.id, name: name.into() }
+    }
+}
+
+/// Reads a manifest, after its header has said how long it is and been believed.
+fn read_manifest(mut file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than the limit is enough to see that there are too many.
+    let limit = MANIFEST_BYTES_MAX.saturating_add(1);
+    file.by_ref().take(crate::manifest::HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+    if Header::decode(&bytes).is_ok() {
+        file.take(limit).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}

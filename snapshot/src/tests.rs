@@ -1,0 +1,5 @@
+//! Tests of the crate as a whole: snapshots written, read back, damaged and cut short.
+#![allow(clippy::arithmetic_side_effects)]
+
+mod chain;
+mod machine;
