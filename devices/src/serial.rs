@@ -1,9 +1,12 @@
 //! The serial console: a 16550A by `vm-superio`, input from a host descriptor.
 
+mod state;
+
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSubscriber, Events};
 use vm_superio::Trigger;
@@ -23,25 +26,27 @@ type Uart = vm_superio::Serial<Line, InputEmptied, Output>;
 pub struct Serial {
     /// Taken away when input has ended.
     input: Mutex<Option<File>>,
-    interrupt: EventFd,
+    interrupt: Arc<EventFd>,
     /// Written when the guest has emptied the FIFO: more input may be read then.
-    input_emptied: EventFd,
+    input_emptied: Arc<EventFd>,
     uart: Mutex<Uart>,
 }
 
 /// The interrupt line, edge-triggered.
-struct Line(EventFd);
+struct Line(Arc<EventFd>);
 
 impl Trigger for Line {
-    type E = io::Error;
+    type E = Infallible;
 
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+    fn trigger(&self) -> Result<(), Infallible> {
+        // An eventfd counter that is full has been raised already.
+        let _ = self.0.write(1);
+        Ok(())
     }
 }
 
 /// Hears from the UART that the guest has read all input.
-struct InputEmptied(EventFd);
+struct InputEmptied(Arc<EventFd>);
 
 impl SerialEvents for InputEmptied {
     fn buffer_read(&self) {}
@@ -60,11 +65,10 @@ impl Serial {
     /// # Errors
     /// The host has no descriptor left.
     pub fn new(output: Output, input: Option<File>) -> io::Result<Self> {
-        let interrupt = EventFd::new(EFD_NONBLOCK)?;
-        let input_emptied = EventFd::new(EFD_NONBLOCK)?;
-        let line = Line(interrupt.try_clone()?);
-        let emptied = InputEmptied(input_emptied.try_clone()?);
-        let uart = vm_superio::Serial::with_events(line, emptied, output);
+        let interrupt = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let input_emptied = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let (line, emptied) = (Line(interrupt.clone()), InputEmptied(input_emptied.clone()));
+        let uart = Uart::with_events(line, emptied, output);
         Ok(Self { input: Mutex::new(input), interrupt, input_emptied, uart: Mutex::new(uart) })
     }
 
@@ -82,6 +86,10 @@ impl Serial {
         let mut uart = self.uart();
         let mut buffer = [0; FIFO_BYTES];
         let capacity = uart.fifo_capacity().min(FIFO_BYTES);
+        if capacity == 0 {
+            // A restored console may be full; reading nothing would look like the end of input.
+            return true;
+        }
         let Some(buffer) = buffer.get_mut(..capacity) else { return true };
         match input.read(buffer) {
             Ok(0) => false,

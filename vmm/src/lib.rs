@@ -18,6 +18,7 @@ pub mod logger;
 // The one place that asks for the architecture: below it is KVM on ARM64.
 #[cfg_attr(not(target_arch = "aarch64"), path = "machine/absent.rs")]
 pub mod machine;
+pub mod machine_state;
 pub mod memory;
 pub mod outcome;
 pub mod panic_notifier;

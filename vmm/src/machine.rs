@@ -1,11 +1,16 @@
 //! The machine: KVM, RAM, interrupt controller, vCPUs and devices, put together in one way.
 //!
 //! ```text
-//!  Machine::boot ── assemble ── load kernel, device tree, boot registers ── run
-//!                      │
-//!                      │ open KVM, create VM, GIC, vCPUs; init GIC; map RAM; make the devices
-//!                      ▼ wire interrupts and doorbells; start io thread and vCPU threads
-//!                   Machine ── pause ──▶ Paused ── drop ──▶ Machine
+//!  Machine::boot ───── assemble ── load kernel, device tree, boot registers ─┐
+//!  Machine::restore ── assemble ── fill RAM, load the saved state ────────────┤
+//!                         │                                                   ▼
+//!                         │                              start io thread and vCPU threads, run
+//!                         ▼                                                   │
+//!   open KVM, create VM, GIC, vCPUs; init GIC;                                ▼
+//!   map RAM; make the devices; wire interrupts and doorbells               Machine
+//!                                                                           │   ▲
+//!                                                                     pause ▼   │ drop
+//!                                                 MachineState ◀── save ── Paused
 //! ```
 //! The main thread owns it by value. What happens inside is told through one eventfd, `wake`,
 //! upon which the main thread asks [`Machine::take_outcome`].
@@ -14,6 +19,7 @@ mod gic;
 mod kick;
 mod load;
 mod pause;
+mod state;
 mod threads;
 mod vcpu;
 mod vm;
@@ -28,6 +34,7 @@ use self::gic::Gic;
 pub use self::gic::GicError;
 pub use self::load::LoadError;
 pub use self::pause::{PauseError, Paused};
+pub use self::state::{RestoreError, SaveError};
 pub use self::threads::ThreadError;
 use self::threads::Threads;
 pub use self::vcpu::VcpuError;
@@ -36,6 +43,8 @@ use self::vm::Vm;
 pub use self::vm::VmError;
 use crate::boot::{Boot, BootError};
 use crate::config::Plan;
+pub use crate::machine_state::{Hardware, Then};
+use crate::machine_state::{MachineState, StateError};
 use crate::memory::{self, MemoryError};
 use crate::outcome::Outcome;
 use crate::table::{Table, TableError, Wanted};
@@ -52,6 +61,7 @@ pub enum MachineError {
     Memory(#[from] MemoryError),
     Table(#[from] TableError),
     Load(#[from] LoadError),
+    Restore(#[from] RestoreError),
     Io(#[from] IoThreadError),
     Thread(#[from] ThreadError),
     Pause(#[from] PauseError),
@@ -66,6 +76,7 @@ impl MachineError {
                 | Self::Gic(GicError::TooManyCpus { .. })
                 | Self::Vm(VmError::AddressSpace { .. })
                 | Self::Table(TableError::Console(_) | TableError::Block(_))
+                | Self::Restore(RestoreError::State(StateError::OtherMachine { .. }))
         )
     }
 }
@@ -78,18 +89,11 @@ pub struct Machine {
     parked: Option<Parked>,
     io: IoThread,
     table: Table,
-    /// Held for as long as the interrupts of the machine are.
-    _gic: Gic,
+    /// Also held for as long as the interrupts of the machine are.
+    gic: Gic,
     _vm: Vm,
     /// What the vCPUs and devices work on.
     memory: Arc<GuestMemory>,
-}
-
-/// What the configuration says of the machine itself.
-struct Hardware {
-    vcpu_count: u8,
-    ram_bytes: u64,
-    devices: Wanted,
 }
 
 /// A machine that no code has run in yet: its vCPUs can still be given registers.
@@ -120,6 +124,36 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Assembles the machine that `hardware` describes as a boot does, has `fill` see to its RAM,
+    /// and lets it go on as `state` says. What `fill` has put there is the RAM that was read after
+    /// [`Paused::save`]; it may be loaded as it is touched. Where the guest's counter stood, it
+    /// goes on; its generation identifier is a new one, and its vsock connections are gone.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing of the machine is left then.
+    pub fn restore<E>(
+        hardware: Hardware,
+        state: MachineState,
+        fill: impl FnOnce(&Arc<GuestMemory>) -> Result<(), E>,
+        wake: &EventFd,
+        then: Then,
+    ) -> Result<Self, MachineError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let assembled = Assembled::new(hardware, wake)?;
+        fill(&assembled.memory).map_err(|error| RestoreError::Fill(error.into()))?;
+        tracing::debug!("timeline: RAM is seen to");
+        state::load(&assembled, state)?;
+        let mut machine = assembled.start(wake)?;
+        match then {
+            Then::Run => machine.vcpus.run()?,
+            Then::StayPaused => machine.pause()?.stay(),
+        }
+        tracing::debug!("timeline: the machine is restored");
+        Ok(machine)
+    }
+
     /// Stops vCPUs and devices, and returns when nothing of the machine moves.
     ///
     /// # Errors
@@ -142,6 +176,11 @@ impl Machine {
             Some(Exit::Crash) => Some(Outcome::Panicked),
             Some(Exit::Kicked) | None => None,
         })
+    }
+
+    /// Whether [`Self::take_outcome`] has something to tell, as far as is known.
+    fn has_ended(&self) -> bool {
+        self.table.panic_notifier.panicked() || self.vcpus.has_exit()
     }
 
     /// Writes what is left of the console's output.
@@ -181,7 +220,7 @@ impl Assembled {
         let Self { vm, gic, vcpus, memory, table } = self;
         let io = IoThread::start("io", table.subscribers())?;
         let vcpus = Threads::start(vcpus, &Arc::new(table.bus()), wake)?;
-        Ok(Machine { vcpus, parked: None, io, table, _gic: gic, _vm: vm, memory })
+        Ok(Machine { vcpus, parked: None, io, table, gic, _vm: vm, memory })
     }
 }
 

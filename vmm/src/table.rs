@@ -4,6 +4,8 @@
 //! what a guest sees (addresses, interrupts, `/dev/vda` before `/dev/vdb`), so new lines go to
 //! the end.
 
+mod state;
+
 use std::io;
 use std::sync::Arc;
 

@@ -1,10 +1,15 @@
 //! The machine on a host that can have none: not an ARM64 Linux. Everything around it is the
 //! same, so that it can be built and tested there.
 
+use std::sync::Arc;
+
+use rotifer_devices::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{Boot, BootError};
 use crate::config::Plan;
+use crate::machine_state::MachineState;
+pub use crate::machine_state::{Hardware, Then};
 use crate::outcome::Outcome;
 
 /// Why there is no machine.
@@ -30,6 +35,9 @@ impl MachineError {
 /// Why a machine cannot be paused.
 pub type PauseError = MachineError;
 
+/// Why a machine cannot be saved.
+pub type SaveError = MachineError;
+
 /// There is none.
 pub enum Machine {}
 
@@ -43,6 +51,23 @@ impl Machine {
     /// Always.
     pub fn boot(plan: Plan, _wake: &EventFd) -> Result<Self, MachineError> {
         Boot::prepare(plan.boot, plan.ram_bytes)?;
+        Err(MachineError::WrongHost)
+    }
+
+    /// Refuses.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn restore<E>(
+        _hardware: Hardware,
+        _state: MachineState,
+        _fill: impl FnOnce(&Arc<GuestMemory>) -> Result<(), E>,
+        _wake: &EventFd,
+        _then: Then,
+    ) -> Result<Self, MachineError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         Err(MachineError::WrongHost)
     }
 
@@ -69,6 +94,19 @@ impl Machine {
 }
 
 impl Paused {
+    /// Cannot be called.
+    pub fn memory(&self) -> &GuestMemory {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn save(&self) -> Result<MachineState, SaveError> {
+        match *self {}
+    }
+
     /// Cannot be called.
     ///
     /// # Errors

@@ -6,7 +6,8 @@ mod v3;
 
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, kvm_create_device, kvm_device_attr, kvm_device_type,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, kvm_create_device,
+    kvm_device_attr, kvm_device_type,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 
@@ -104,6 +105,47 @@ impl Gic {
             flags: 0,
         };
         self.fd.set_device_attr(&attribute).map_err(|source| GicError::Set { what, source })
+    }
+
+    /// Has the controller write what it keeps in guest RAM there. A GICv2 keeps nothing there.
+    pub(super) fn flush_into_ram(&self) -> Result<(), kvm_ioctls::Error> {
+        let group = KVM_DEV_ARM_VGIC_GRP_CTRL;
+        let attr = KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES.into();
+        match self.version {
+            fdt::Gic::V2 => Ok(()),
+            fdt::Gic::V3 => {
+                self.fd.set_device_attr(&kvm_device_attr { group, attr, addr: 0, flags: 0 })
+            }
+        }
+    }
+
+    /// A register of the controller, by KVM's numbers; a wide one has 64 bits and not 32.
+    pub(super) fn get_attribute(
+        &self,
+        group: u32,
+        attr: u64,
+        is_wide: bool,
+    ) -> Result<u64, kvm_ioctls::Error> {
+        let (mut wide, mut word) = (0_u64, 0_u32);
+        let addr = if is_wide { &raw mut wide as u64 } else { &raw mut word as u64 };
+        let mut attribute = kvm_device_attr { group, attr, addr, flags: 0 };
+        // SAFETY: KVM writes 8 or 4 bytes, as the group says, to a variable of that size which
+        // outlives the call.
+        unsafe { self.fd.get_device_attr(&mut attribute) }?;
+        Ok(if is_wide { wide } else { word.into() })
+    }
+
+    /// Sets such a register. Of a value that is too large for it, the lower half counts.
+    pub(super) fn set_attribute(
+        &self,
+        group: u32,
+        attr: u64,
+        value: u64,
+        is_wide: bool,
+    ) -> Result<(), kvm_ioctls::Error> {
+        let word = value as u32;
+        let addr = if is_wide { &raw const value as u64 } else { &raw const word as u64 };
+        self.fd.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })
     }
 }
 

@@ -74,7 +74,8 @@ pub(super) fn load(boot: Boot, machine: &Assembled, ram_bytes: u64) -> Result<()
         }
         _ => None,
     };
-    let generation_id: [u8; layout::VM_GENERATION_ID_BYTES as usize] = random()?;
+    let generation_id: [u8; layout::VM_GENERATION_ID_BYTES as usize] =
+        random().map_err(LoadError::Random)?;
     write(machine, "the generation identifier", &generation_id, layout::VM_GENERATION_ID)?;
     let affinities: Vec<u64> = machine.vcpus.iter().map(Vcpu::affinity).collect();
     let tree = fdt::build(&fdt::Description {
@@ -83,8 +84,8 @@ pub(super) fn load(boot: Boot, machine: &Assembled, ram_bytes: u64) -> Result<()
         gic: machine.gic.version(),
         command_line: &command_line,
         initrd,
-        rng_seed: random()?,
-        kaslr_seed: u64::from_ne_bytes(random()?),
+        rng_seed: random().map_err(LoadError::Random)?,
+        kaslr_seed: u64::from_ne_bytes(random().map_err(LoadError::Random)?),
         devices: &machine.table.nodes(),
     })
     .map_err(LoadError::Fdt)?;
@@ -107,7 +108,8 @@ fn write(
     machine.memory.write_slice(bytes, to).map_err(|source| LoadError::Write { what, source })
 }
 
-fn random<const COUNT: usize>() -> Result<[u8; COUNT], LoadError> {
+/// Random bytes of the host.
+pub(super) fn random<const COUNT: usize>() -> io::Result<[u8; COUNT]> {
     let mut bytes = [0; COUNT];
     let mut filled = 0;
     while filled < COUNT {
@@ -115,7 +117,7 @@ fn random<const COUNT: usize>() -> Result<[u8; COUNT], LoadError> {
         match rustix::rand::getrandom(&mut bytes[filled..], flags) {
             Ok(count) => filled += count,
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(LoadError::Random(error.into())),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(bytes)

@@ -4,7 +4,9 @@ use rotifer_devices::GuestMemory;
 use rotifer_devices::io::IoThreadError;
 
 use super::Machine;
+use super::state::{self, SaveError};
 use super::threads::ThreadError;
+use crate::machine_state::MachineState;
 
 /// Why a machine cannot be paused. Without its threads it is of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,15 @@ impl<'a> Paused<'a> {
     /// Guest RAM, which nobody changes now.
     pub fn memory(&self) -> &GuestMemory {
         &self.machine.memory
+    }
+
+    /// Everything that the guest can see of the machine, but RAM, which is to be read *after*
+    /// this: the interrupt controller writes what it keeps there.
+    ///
+    /// # Errors
+    /// See [`SaveError`]; the machine is as it was.
+    pub fn save(&self) -> Result<MachineState, SaveError> {
+        state::save(self.machine)
     }
 
     /// Lets the machine go on.

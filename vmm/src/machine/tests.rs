@@ -1,5 +1,8 @@
 //! On a host with KVM: guests of a few instructions, so that each test is about one thing.
 
+mod guests;
+mod state;
+
 use std::error::Error as _;
 use std::fs::File;
 use std::io::Write;
@@ -27,24 +30,28 @@ const PANIC: [u32; 4] = [0xd2a1_2042, 0x5280_0021, 0x3900_0041, 0x1400_0000];
 /// movz x1, #0x0a00, lsl 16; ldr x0, [x1], #8: an access to a device that KVM cannot decode.
 const UNDECODABLE: [u32; 2] = [0xd2a1_4001, 0xf840_8420];
 
+/// No guest is larger.
+const IMAGE_BYTES: usize = 0x4000;
+const RAM_BYTES: u64 = 16 << 20;
+
 fn kernel(code: &[u32]) -> File {
     let mut image = vec![0; 64];
     // b to the code behind the header.
     image[..4].copy_from_slice(&0x1400_0010_u32.to_le_bytes());
-    image[16..24].copy_from_slice(&0x1000_u64.to_le_bytes());
+    image[16..24].copy_from_slice(&(IMAGE_BYTES as u64).to_le_bytes());
     image[56..60].copy_from_slice(b"ARM\x64");
     image.extend(code.iter().flat_map(|instruction| instruction.to_le_bytes()));
-    image.resize(0x1000, 0);
+    assert!(image.len() <= IMAGE_BYTES);
+    image.resize(IMAGE_BYTES, 0);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&image).unwrap();
     file
 }
 
-fn boot(code: &[u32], vcpu_count: u8) -> (Machine, EventFd) {
-    let wake = EventFd::new(EFD_NONBLOCK).unwrap();
-    let plan = Plan {
+fn plan(code: &[u32], vcpu_count: u8) -> Plan {
+    Plan {
         vcpu_count,
-        ram_bytes: 64 << 20,
+        ram_bytes: RAM_BYTES,
         boot: config::Boot {
             kernel_path: "/images/kernel".into(),
             kernel: kernel(code),
@@ -55,8 +62,12 @@ fn boot(code: &[u32], vcpu_count: u8) -> (Machine, EventFd) {
         vsock: None,
         entropy: true,
         console: Console::File("/dev/null".into()),
-    };
-    let machine = Machine::boot(plan, &wake).unwrap();
+    }
+}
+
+fn boot(code: &[u32], vcpu_count: u8) -> (Machine, EventFd) {
+    let wake = EventFd::new(EFD_NONBLOCK).unwrap();
+    let machine = Machine::boot(plan(code, vcpu_count), &wake).unwrap();
     (machine, wake)
 }
 

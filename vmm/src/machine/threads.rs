@@ -126,6 +126,16 @@ impl Threads {
         Ok(())
     }
 
+    /// Those that do not run, in their order.
+    pub fn stopped(&self) -> impl Iterator<Item = &Vcpu> {
+        self.stopped.iter().flatten()
+    }
+
+    /// Whether a vCPU has ended, and nobody has been told yet.
+    pub fn has_exit(&self) -> bool {
+        !self.exits.is_empty()
+    }
+
     /// What ended a vCPU since the last call, kicks aside.
     pub fn take_exit(&mut self) -> Option<Result<Exit, VcpuError>> {
         self.collect();

@@ -109,6 +109,11 @@ impl Vcpu {
         self.index
     }
 
+    /// For what is asked of KVM while it does not run.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// The means to make [`Self::run`] return, from any thread.
     ///
     /// # Errors

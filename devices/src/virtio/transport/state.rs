@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use rotifer_snapshot::{LoadError, Tag};
+use rotifer_snapshot::{LoadError, Stateful, Tag};
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 
@@ -92,6 +92,20 @@ impl Transport {
         }
         self.interrupt.status.store(state.interrupt_status, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+/// For the machine's table of devices, which shares transports with the bus.
+impl Stateful for &Transport {
+    const TAG: Tag = TAG;
+    type State = TransportState;
+
+    fn save(&self) -> TransportState {
+        Transport::save(self)
+    }
+
+    fn load(&mut self, state: TransportState) -> Result<(), LoadError> {
+        Transport::load(self, &state)
     }
 }
 
