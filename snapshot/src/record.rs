@@ -43,7 +43,8 @@ pub struct Piece {
     pub offset: u64,
     /// Bytes it takes there.
     pub stored_bytes: u32,
-    /// Digest of the pages, decoded.
+    /// Digest of these bytes, as they are stored: so the decompressor is given none but those that
+    /// the writer of the snapshot stored.
     pub digest: Digest,
 }
 

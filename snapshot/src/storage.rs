@@ -1,6 +1,11 @@
 //! Everything that writing a snapshot does to the host's file system, behind one small trait: so
 //! that tests can let any single effect fail, and see that nothing is lost.
 
+#[cfg(any(test, feature = "test-storage"))]
+pub mod faulty;
+#[cfg(any(test, feature = "test-storage"))]
+pub mod in_memory;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;

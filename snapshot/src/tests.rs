@@ -2,4 +2,7 @@
 #![allow(clippy::arithmetic_side_effects)]
 
 mod chain;
+mod crash;
+mod damage;
+mod golden;
 mod machine;

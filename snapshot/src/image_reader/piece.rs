@@ -1,4 +1,4 @@
-//! Loading pieces: read, decompress, verify, and only then hand out.
+//! Loading pieces: read, verify, decompress, and only then hand out.
 
 use zstd::bulk::Decompressor;
 
@@ -77,16 +77,15 @@ impl PieceLoader {
         let fits = "a piece is no longer than a chunk, as its record was checked";
         let stored = stored.get_mut(..piece.stored_bytes as usize).expect(fits);
         read(pack, piece.offset, stored)?;
-        let content: &[u8] = match piece.codec {
-            Codec::Raw => stored,
+        verify(piece, stored)?;
+        match piece.codec {
+            Codec::Raw => Ok(stored),
             Codec::Zstd => {
                 let content = content.get_mut(..piece.content_bytes()).expect(fits);
                 decompress(decompressor, stored, content)?;
-                content
+                Ok(content)
             }
-        };
-        verify(piece, content)?;
-        Ok(content)
+        }
     }
 }
 
@@ -111,7 +110,7 @@ fn decompress(
     if found == expected { Ok(()) } else { Err(Fault::DecompressedBytes { expected, found }) }
 }
 
-fn verify(piece: &Piece, content: &[u8]) -> Result<(), Fault> {
-    let (expected, found) = (piece.digest, Digest::of(content));
+fn verify(piece: &Piece, stored: &[u8]) -> Result<(), Fault> {
+    let (expected, found) = (piece.digest, Digest::of(stored));
     if expected == found { Ok(()) } else { Err(Fault::Digest { expected, found }) }
 }

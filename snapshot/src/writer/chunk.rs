@@ -49,7 +49,7 @@ pub(super) struct ChunkWriter {
     layer: u8,
     compare: Compare,
     compressor: Option<Compressor<'static>>,
-    /// What the pack has already, by digest.
+    /// What the pack has already, by the digest of the content.
     known: HashMap<Digest, Stored>,
     base: Box<Pages>,
     gathered: Vec<u8>,
@@ -64,6 +64,7 @@ struct Stored {
     codec: Codec,
     offset: u64,
     bytes: u32,
+    digest: Digest,
 }
 
 impl ChunkWriter {
@@ -133,9 +134,12 @@ impl ChunkWriter {
         Ok(())
     }
 
-    /// Whether the pages that have data are just what one of the pieces has, by its digest.
+    /// Whether the pages that have data are just what one of the pieces has, by its digest. (The
+    /// digest of a compressed piece says nothing of its pages.)
     fn is_one_of(&self, pieces: &[Piece], fresh: u16, change: Change<'_>) -> bool {
-        let whole = |piece: &&Piece| piece.stored == fresh && piece.used == fresh;
+        let whole = |piece: &&Piece| {
+            piece.codec == Codec::Raw && piece.stored == fresh && piece.used == fresh
+        };
         let Some(piece) = pieces.iter().find(whole) else { return false };
         // Pages with zeroes among them are compared one by one instead.
         change.pages == fresh
@@ -164,37 +168,44 @@ impl ChunkWriter {
 
     /// Puts content into the pack, unless it is there.
     fn store(&mut self, content: &[u8], pack: &mut PackFile) -> Result<Piece, WriteError> {
-        let digest = Digest::of(content);
+        let key = Digest::of(content);
         let page_count = (content.len() / PAGE_BYTES) as u64;
-        let stored = match self.known.get(&digest) {
+        let stored = match self.known.get(&key) {
             Some(stored) => {
                 let count = &mut self.statistics.repeated_pages;
                 *count = count.saturating_add(page_count);
                 *stored
             }
             None => {
-                let stored = self.append(content, pack)?;
-                self.known.insert(digest, stored);
+                let stored = self.append(content, key, pack)?;
+                self.known.insert(key, stored);
                 let count = &mut self.statistics.written_pages;
                 *count = count.saturating_add(page_count);
                 stored
             }
         };
-        let Stored { codec, offset, bytes } = stored;
+        let Stored { codec, offset, bytes, digest } = stored;
         let (layer, stored_bytes) = (self.layer, bytes);
         Ok(Piece { chunk: 0, stored: 0, used: 0, layer, codec, offset, stored_bytes, digest })
     }
 
-    fn append(&mut self, content: &[u8], pack: &mut PackFile) -> Result<Stored, WriteError> {
+    /// `digest` is that of the content.
+    fn append(
+        &mut self,
+        content: &[u8],
+        digest: Digest,
+        pack: &mut PackFile,
+    ) -> Result<Stored, WriteError> {
         if let Some(compressor) = &mut self.compressor {
             let compressed = compressor.compress(content).map_err(WriteError::Compress)?;
             if compressed.len() < content.len() {
                 let (offset, bytes) = (pack.append(&compressed)?, compressed.len() as u32);
-                return Ok(Stored { codec: Codec::Zstd, offset, bytes });
+                let digest = Digest::of(&compressed);
+                return Ok(Stored { codec: Codec::Zstd, offset, bytes, digest });
             }
         }
         let (offset, bytes) = (pack.append(content)?, content.len() as u32);
-        Ok(Stored { codec: Codec::Raw, offset, bytes })
+        Ok(Stored { codec: Codec::Raw, offset, bytes, digest })
     }
 
     fn count(&mut self, given: u16, zero: u16) {
