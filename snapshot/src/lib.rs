@@ -3,6 +3,7 @@
 //! * [`Stateful`]: the contract of every part of a machine that has guest-visible state.
 //! * [`Writer`] writes a snapshot, [`Snapshot`] opens one, and [`PageSource`] is how memory comes
 //!   out of it again, page by page and verified.
+//! * [`pager`] loads a machine's memory from there, lazily.
 //! * `docs/snapshot-format.md` describes the files.
 //!
 //! Every byte that is read is taken for hostile: nothing here panics, loops, recurses or allocates
@@ -20,6 +21,7 @@ mod memory_source;
 mod name;
 mod pack;
 mod page_set;
+pub mod pager;
 mod record;
 mod section;
 mod snapshot;

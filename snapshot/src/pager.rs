@@ -40,6 +40,15 @@ use std::{
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::{GuestMemoryMmap, bitmap::Bitmap};
 
+use self::{
+    content::{DataMap, Stage, chunk_count},
+    plan::Plan,
+    recording::Recording,
+    server::{Server, Shared},
+    space::{Piece, Space},
+    statistics::Statistics,
+    userfault::LazyMemory,
+};
 pub use self::{
     eager::{LoadError, load_all},
     error::{PagerError, StartError},
@@ -49,15 +58,6 @@ pub use self::{
     space::SpaceError,
     statistics::Counts,
     userfault::{Userfault, UserfaultError},
-};
-use self::{
-    content::{DataMap, Stage},
-    plan::Plan,
-    recording::Recording,
-    server::{Server, Shared},
-    space::{Piece, Space},
-    statistics::Statistics,
-    userfault::LazyMemory,
 };
 use crate::{layout::CHUNK_BYTES, source::PageSource};
 
@@ -100,7 +100,7 @@ impl Pager {
         let space = Space::of(memory)?;
         check(&space, &*source)?;
         let blocks = space.block_count();
-        let chunks = (space.bytes() / CHUNK_BYTES as u64) as u32;
+        let chunks = chunk_count(space.bytes());
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let shared = Arc::new(Shared {
             statistics: Statistics::default(),

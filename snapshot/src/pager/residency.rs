@@ -1,0 +1,91 @@
+//! What of the image is in memory.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::plan::ChunkRun;
+use crate::layout::{BlockIndex, ChunkIndex, PAGES_PER_BLOCK, PageIndex};
+
+/// Which chunks were loaded and which pages were given back since. The pager writes it; whoever
+/// saves the machine reads it while the machine is paused.
+#[derive(Debug)]
+pub struct Residency {
+    /// By block, a bit for each chunk.
+    loaded: Box<[AtomicU32]>,
+    /// By page.
+    removed: Box<[AtomicU64]>,
+}
+
+const WORD_BITS: u32 = u64::BITS;
+const WORDS_PER_BLOCK: usize = PAGES_PER_BLOCK / WORD_BITS as usize;
+
+impl Residency {
+    pub(super) fn new(block_count: u32) -> Self {
+        let words = (block_count as usize).saturating_mul(WORDS_PER_BLOCK);
+        Self {
+            loaded: std::iter::repeat_with(Default::default).take(block_count as usize).collect(),
+            removed: std::iter::repeat_with(Default::default).take(words).collect(),
+        }
+    }
+
+    /// The chunks of a block whose content was put into memory: bit `n` stands for chunk `n` of
+    /// the block. What is not loaded is in the image only, whatever the guest did so far.
+    pub fn loaded_chunks(&self, block: BlockIndex) -> u32 {
+        self.loaded.get(block.0 as usize).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Whether a chunk was loaded.
+    pub fn is_loaded(&self, chunk: ChunkIndex) -> bool {
+        self.loaded_chunks(chunk.block()) & bit(chunk) != 0
+    }
+
+    /// Whether the guest gave this page back (a balloon), so that it has no content of the image
+    /// any more: it is zero, or what the guest wrote since.
+    pub fn is_removed(&self, page: PageIndex) -> bool {
+        let word = self.removed.get((page.0 / WORD_BITS) as usize);
+        let bits = word.map_or(0, |word| word.load(Ordering::Acquire));
+        bits.checked_shr(page.0 % WORD_BITS).unwrap_or(0) & 1 != 0
+    }
+
+    pub(super) fn set_loaded(&self, run: ChunkRun) {
+        for chunk in run.chunks() {
+            if let Some(word) = self.loaded.get(chunk.block().0 as usize) {
+                word.fetch_or(bit(chunk), Ordering::Release);
+            }
+        }
+    }
+
+    pub(super) fn set_removed(&self, page: PageIndex) {
+        if let Some(word) = self.removed.get((page.0 / WORD_BITS) as usize) {
+            word.fetch_or(1_u64.wrapping_shl(page.0 % WORD_BITS), Ordering::Release);
+        }
+    }
+}
+
+/// The bit of a chunk in its block's word.
+pub(super) fn bit(chunk: ChunkIndex) -> u32 {
+    1_u32.wrapping_shl(chunk.in_block() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_and_pages_are_remembered_each_for_itself() {
+        let residency = Residency::new(3);
+        residency.set_loaded(ChunkRun { first: ChunkIndex(31), count: 2 });
+        assert_eq!(residency.loaded_chunks(BlockIndex(0)), 1 << 31);
+        assert_eq!(residency.loaded_chunks(BlockIndex(1)), 1);
+        assert!(residency.is_loaded(ChunkIndex(32)) && !residency.is_loaded(ChunkIndex(33)));
+        residency.set_removed(PageIndex(1000));
+        assert!(residency.is_removed(PageIndex(1000)) && !residency.is_removed(PageIndex(1001)));
+    }
+
+    #[test]
+    fn beyond_the_image_nothing_is_loaded() {
+        let residency = Residency::new(1);
+        residency.set_loaded(ChunkRun { first: ChunkIndex(32), count: 1 });
+        residency.set_removed(PageIndex(512));
+        assert!(!residency.is_loaded(ChunkIndex(32)) && !residency.is_removed(PageIndex(512)));
+    }
+}
