@@ -110,6 +110,10 @@ impl PageSource for ImageReader {
         self.index().image.bytes
     }
 
+    fn has_data(&self, block: BlockIndex) -> bool {
+        self.index().entry(block).is_some()
+    }
+
     fn pages(&mut self, block: BlockIndex) -> Result<PageSet, SourceError> {
         self.pieces(block).map(record::pages)
     }

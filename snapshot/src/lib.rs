@@ -11,9 +11,12 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
+mod compact;
 mod cpu;
+mod diff;
 mod id;
 mod image_reader;
+mod inspect;
 pub mod layout;
 mod machine_sections;
 pub mod manifest;
@@ -31,9 +34,12 @@ mod verify;
 mod wire;
 mod writer;
 
+pub use compact::{Compaction, compact};
 pub use cpu::{CpuFeature, CpuMismatch, CpuRule, compare};
+pub use diff::{BlockDifference, Change, Difference, ImageDifference, SectionDifference, diff};
 pub use id::{Digest, PackId, SnapshotId};
 pub use image_reader::ImageReader;
+pub use inspect::{ImageInspection, Inspection, LayerInspection, SectionInspection};
 pub use layout::{BlockIndex, ChunkIndex, PageIndex};
 pub use machine_sections::{MachineSectionError, MachineSections};
 pub use manifest::{

@@ -132,7 +132,7 @@ pub struct BlockEntry {
 }
 
 /// Pages that follow each other and were first touched in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct PageRun {
     /// The first page of RAM.
     pub first_page: u32,
@@ -217,3 +217,6 @@ impl BlockEntry {
         self.layers | layer_bit(self.record_layer)
     }
 }
+
+#[cfg(test)]
+mod tests;

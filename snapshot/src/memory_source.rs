@@ -46,6 +46,12 @@ impl PageSource for MemorySource {
         self.bytes.len() as u64
     }
 
+    fn has_data(&self, block: BlockIndex) -> bool {
+        let start = usize::try_from(block.offset_bytes()).unwrap_or(usize::MAX);
+        let content = self.bytes.get(start..).unwrap_or_default();
+        content.iter().take(BLOCK_BYTES).any(|byte| *byte != 0)
+    }
+
     fn pages(&mut self, block: BlockIndex) -> Result<PageSet, SourceError> {
         self.check(block)?;
         let mut pages = PageSet::EMPTY;
@@ -99,6 +105,7 @@ mod tests {
         bytes[BLOCK_BYTES + 4999] = 7;
         let mut source = MemorySource::new(Name::new("ram").unwrap(), bytes);
         assert!(source.pages(BlockIndex(0)).unwrap().is_empty());
+        assert!(!source.has_data(BlockIndex(0)) && source.has_data(BlockIndex(1)));
         assert_eq!(source.pages(BlockIndex(1)).unwrap().pages().collect::<Vec<_>>(), [1]);
         let mut out = Box::new([1; CHUNK_BYTES]);
         assert_eq!(source.load_chunk(BlockIndex(1).chunk(0), &mut out).unwrap(), 2);

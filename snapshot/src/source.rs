@@ -16,6 +16,11 @@ pub trait PageSource: Send {
     /// Bytes of the image.
     fn image_bytes(&self) -> u64;
 
+    /// Whether a block holds anything but zeroes, as far as that is known without loading anything:
+    /// `false` is certain, and such a block is left to the kernel. Asked of every block before a
+    /// machine starts.
+    fn has_data(&self, block: BlockIndex) -> bool;
+
     /// The pages of a block that are not zero. Cheap once the block has been asked for.
     ///
     /// # Errors

@@ -6,3 +6,4 @@ mod crash;
 mod damage;
 mod golden;
 mod machine;
+mod tools;

@@ -19,7 +19,7 @@ pub use commit::{Committed, Description, commit_manifest};
 pub use error::WriteError;
 pub use staging::Staging;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,6 +110,22 @@ impl Writer {
         Self::with_layers(storage, pack_path, options, images, slots.unwrap_or_default(), parent)
     }
 
+    /// Begins the same snapshot again, with nothing in it yet but the layers to be kept.
+    pub(crate) fn create_again(
+        storage: Arc<dyn Storage>,
+        pack_path: &Path,
+        options: Options,
+        snapshot: &Snapshot,
+        keep: &BTreeSet<PackId>,
+    ) -> Result<Self, WriteError> {
+        let manifest = snapshot.manifest();
+        let kept = |slot: &Option<Layer>| slot.filter(|layer| keep.contains(&layer.pack));
+        let slots = manifest.layers.slots.iter().map(kept).collect();
+        let images = manifest.images.iter();
+        let images = images.map(|index| ImageWriter::empty(index.image.clone())).collect();
+        Self::with_layers(storage, pack_path, options, images, slots, manifest.metadata.parent)
+    }
+
     fn with_layers(
         storage: Arc<dyn Storage>,
         pack_path: &Path,
@@ -168,6 +184,22 @@ impl Writer {
         })
     }
 
+    /// Whether pieces of this slot's pack are pieces of the new snapshot, too.
+    pub(crate) fn has_layer(&self, slot: u8) -> bool {
+        slot != self.layers.own && self.layers.get(slot).is_some()
+    }
+
+    /// Lets a block consist of these pieces.
+    pub(crate) fn adopt(
+        &mut self,
+        image: &Name,
+        block: BlockIndex,
+        pieces: Vec<Piece>,
+    ) -> Result<(), WriteError> {
+        find(&mut self.images, image)?.changed.insert(block, pieces);
+        Ok(())
+    }
+
     fn put(
         &mut self,
         image: &Name,
@@ -176,10 +208,7 @@ impl Writer {
         mut content: Option<&[u8]>,
     ) -> Result<(), WriteError> {
         let Self { images, chunks, pack, .. } = self;
-        let writer = images
-            .iter_mut()
-            .find(|writer| writer.image.name == *image)
-            .ok_or_else(|| WriteError::NoImage { name: image.clone() })?;
+        let writer = find(images, image)?;
         writer.check(block, pages)?;
         let old = writer.pieces(block)?;
         let mut new = Vec::with_capacity(old.len());
@@ -204,7 +233,16 @@ impl Writer {
     }
 }
 
+fn find<'a>(images: &'a mut [ImageWriter], name: &Name) -> Result<&'a mut ImageWriter, WriteError> {
+    let found = images.iter_mut().find(|writer| writer.image.name == *name);
+    found.ok_or_else(|| WriteError::NoImage { name: name.clone() })
+}
+
 impl ImageWriter {
+    fn empty(image: Image) -> Self {
+        Self { image, base: None, changed: BTreeMap::new() }
+    }
+
     fn new(image: Image, parent: Option<&Snapshot>) -> Result<Self, WriteError> {
         let base = parent.and_then(|parent| parent.image(&image.name).ok());
         if let Some(base) = &base {
@@ -214,7 +252,7 @@ impl ImageWriter {
                 return Err(WriteError::ImageBytes { name, bytes, parent_bytes });
             }
         }
-        Ok(Self { image, base, changed: BTreeMap::new() })
+        Ok(Self { base, ..Self::empty(image) })
     }
 
     fn check(&self, block: BlockIndex, pages: &PageSet) -> Result<(), WriteError> {

@@ -37,6 +37,22 @@ pub struct Description {
     pub machine: Vec<MachineSection>,
 }
 
+impl Description {
+    /// What a snapshot says of itself, for another one that says the same.
+    pub fn of(manifest: &Manifest) -> Self {
+        let manifest = manifest.clone();
+        Self {
+            architecture: manifest.architecture,
+            created_unix_ms: manifest.metadata.created_unix_ms,
+            label: manifest.metadata.label,
+            memory_regions: manifest.memory_regions,
+            cpu_features: manifest.cpu_features,
+            working_set: manifest.working_set,
+            machine: manifest.machine,
+        }
+    }
+}
+
 /// A snapshot that exists.
 #[derive(Debug, Clone)]
 pub struct Committed {
