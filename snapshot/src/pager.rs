@@ -17,6 +17,7 @@
 mod content;
 mod eager;
 mod error;
+mod pieces;
 mod plan;
 mod raw;
 mod recording;
@@ -59,7 +60,10 @@ pub use self::{
     statistics::Counts,
     userfault::{Userfault, UserfaultError},
 };
-use crate::{layout::CHUNK_BYTES, source::PageSource};
+use crate::{
+    layout::{BlockIndex, CHUNK_BYTES, CHUNKS_PER_BLOCK},
+    source::PageSource,
+};
 
 /// How memory is loaded.
 #[derive(Debug, Default)]
@@ -110,11 +114,12 @@ impl Pager {
             is_complete: AtomicBool::new(false),
             stop: stop.map_err(|error| StartError::Thread(error.into()))?,
         });
+        let pieces = pieces::with_data(&space, |block| source.has_data(block));
         let server = Server {
-            pieces: space.pieces().collect(),
+            data: known_zeroes(&space, &pieces, &shared.residency),
+            pieces,
             memory: LazyMemory::new(userfault, space),
             source,
-            data: DataMap::new(blocks),
             plan: Plan::new(options.working_set, options.reach, chunks),
             ahead: Stage::new(),
             fault: Stage::new(),
@@ -216,13 +221,31 @@ fn check(space: &Space, source: &dyn PageSource) -> Result<(), StartError> {
     Ok(())
 }
 
+/// What is in no piece is zero: the kernel's, and as good as loaded.
+fn known_zeroes(space: &Space, pieces: &[Piece], residency: &Residency) -> DataMap {
+    let mut data = DataMap::new(space.block_count());
+    let mut pieces = pieces.iter().peekable();
+    for block in (0..space.block_count()).map(BlockIndex) {
+        while pieces.next_if(|piece| piece.end_bytes() <= block.offset_bytes()).is_some() {}
+        if pieces.peek().is_none_or(|piece| piece.offset_bytes > block.offset_bytes()) {
+            data.learn(block, 0);
+            residency
+                .set_loaded(ChunkRun { first: block.chunk(0), count: CHUNKS_PER_BLOCK as u32 });
+        }
+    }
+    data
+}
+
 fn register(server: &Server) -> Result<(), StartError> {
     let error = |attempt, piece: &Piece, source: io::Error| {
         let address = server.memory.space().guest(piece.offset_bytes);
         StartError::Memory { attempt, address, source }
     };
+    let space = server.memory.space();
+    for piece in &space.pieces().collect::<Vec<_>>() {
+        space.clear(*piece).map_err(|source| error("clear", piece, source))?;
+    }
     for piece in &server.pieces {
-        server.memory.space().clear(*piece).map_err(|source| error("clear", piece, source))?;
         server.memory.register(*piece).map_err(|source| error("load lazily", piece, source))?;
     }
     Ok(())

@@ -86,7 +86,8 @@ impl DataMap {
         self.blocks.get(block.0 as usize).copied().flatten()
     }
 
-    fn learn(&mut self, block: BlockIndex, chunks: u32) {
+    /// Takes note of the chunks of a block that are not all zeroes.
+    pub fn learn(&mut self, block: BlockIndex, chunks: u32) {
         if let Some(place @ None) = self.blocks.get_mut(block.0 as usize) {
             *place = Some(chunks);
             self.unknown_blocks = self.unknown_blocks.saturating_sub(1);

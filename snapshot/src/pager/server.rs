@@ -149,11 +149,7 @@ impl Server {
         self.fault.clear();
         let loaded = self.fault.load(chunk, &mut *self.source);
         loaded.map_err(|source| self.source_error(page, source))?;
-        let filled = install(&self.memory, &self.shared, &mut self.data, &self.fault)?;
-        if filled == Filled::All {
-            self.shared.statistics.copied_bytes.add(self.fault.data_bytes());
-        }
-        Ok(filled)
+        install(&self.memory, &self.shared, &mut self.data, &self.fault)
     }
 
     /// The guest gave memory back: whatever the image says, it is zero from now on.
@@ -204,9 +200,7 @@ impl Server {
     fn install_ahead(&mut self) -> Result<Filled, PagerError> {
         let filled = install(&self.memory, &self.shared, &mut self.data, &self.ahead)?;
         if filled == Filled::All {
-            let bytes = self.ahead.data_bytes();
-            self.shared.statistics.copied_bytes.add(bytes);
-            self.shared.statistics.prefetched_bytes.add(bytes);
+            self.shared.statistics.prefetched_bytes.add(self.ahead.data_bytes());
             self.ahead.clear();
         }
         Ok(filled)
@@ -238,7 +232,9 @@ impl Server {
 
     fn zero(&self, piece: Piece) -> Result<Filled, PagerError> {
         let filled = self.memory.zero(piece);
-        self.shared.statistics.zeroed_bytes.add(piece.len_bytes);
+        if let Ok(Filled::All) = filled {
+            self.shared.statistics.zeroed_bytes.add(piece.len_bytes);
+        }
         filled.map_err(|source| memory_error(&self.memory, "map zeroes in", piece, source))
     }
 
@@ -291,6 +287,9 @@ fn install(
         .install(memory, &shared.residency)
         .map_err(|source| memory_error(memory, "fill", piece(run), source))?;
     if filled == Filled::All {
+        let zero_bytes = piece(run).len_bytes.saturating_sub(stage.data_bytes());
+        shared.statistics.copied_bytes.add(stage.data_bytes());
+        shared.statistics.zeroed_bytes.add(zero_bytes);
         shared.residency.set_loaded(run);
         data.loaded(run);
     }

@@ -20,7 +20,7 @@ pub struct Counts {
     pub faults: u64,
     /// Of them, those of threads that wanted to write.
     pub write_faults: u64,
-    /// Copied into memory, for faults and ahead of them.
+    /// Pages that are not zero, put into memory for faults and ahead of them.
     pub copied_bytes: u64,
     /// Of them, ahead of faults.
     pub prefetched_bytes: u64,

@@ -57,6 +57,10 @@ impl PageSource for TestSource {
         u64::from(self.blocks) * BLOCK_BYTES as u64
     }
 
+    fn has_data(&self, block: BlockIndex) -> bool {
+        (0..CHUNKS_PER_BLOCK).any(|chunk| self.pages_of(block.chunk(chunk)) != 0)
+    }
+
     fn pages(&mut self, block: BlockIndex) -> Result<PageSet, SourceError> {
         let mut pages = PageSet::EMPTY;
         (0..CHUNKS_PER_BLOCK)

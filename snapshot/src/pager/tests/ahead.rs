@@ -15,9 +15,9 @@ fn run(first: u32, count: u32) -> ChunkRun {
     ChunkRun { first: ChunkIndex(first), count }
 }
 
-/// Resident kilobytes of the mapping that begins with guest memory.
+/// Resident kilobytes of the mapping that begins with the second block of guest memory.
 fn resident_kib(memory: &Memory) -> u64 {
-    let start = memory.get_host_address(GuestAddress(RAM_START)).unwrap() as usize;
+    let start = memory.get_host_address(address_of(PageIndex(512))).unwrap() as usize;
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let begin = maps.find(&format!("{start:x}-")).unwrap();
     let line = maps[begin..].lines().find(|line| line.starts_with("Rss:")).unwrap();
@@ -86,17 +86,38 @@ fn the_rest_of_a_block_follows_a_fault() {
 
 #[test]
 fn zeroes_take_no_memory_and_few_calls() {
-    let memory = memory(128);
-    let source = TestSource::new(128, |_| true);
+    let memory = memory(8);
+    // Every block but the first has one page that is not zero.
+    let source = TestSource::new(8, |page| !page.0.is_multiple_of(512) || page.0 == 0);
     let log = Arc::clone(&source.log);
-    let working_set = vec![run(0, 127 * 32)];
+    let working_set = vec![run(1, 7 * 32 - 1)];
     let options = Options { working_set, reach: Reach::Chunk, ..Options::default() };
     let Some(pager) = start(&memory, source, options) else { return };
-    wait_until("zeroes are mapped", || pager.counts().zeroed_bytes == 127 * BLOCK_BYTES as u64);
-    pages(127).for_each(|page| assert_eq!(read(&memory, page, 1), 0));
+    wait_until("all is mapped", || {
+        let counts = pager.counts();
+        counts.copied_bytes + counts.zeroed_bytes == 6 * BLOCK_BYTES as u64
+    });
+    (1..7 * 512).map(PageIndex).for_each(|page| {
+        assert_eq!(read(&memory, page, 1) == 0, !page.0.is_multiple_of(512));
+    });
+    let host_page_kib = rustix::param::page_size() as u64 >> 10;
+    assert_eq!((pager.counts().faults, resident_kib(&memory)), (0, 6 * host_page_kib));
+    assert_eq!(log.lock().unwrap().len(), 6, "zeroes are not read from anywhere");
+}
+
+#[test]
+fn blocks_of_zeroes_are_the_kernels() {
+    let memory = memory(64);
+    let is_zero = |page: PageIndex| !page.block().0.is_multiple_of(16);
+    let options = Options { reach: Reach::Chunk, ..Options::default() };
+    let Some(pager) = start(&memory, TestSource::new(64, is_zero), options) else { return };
+    for page in pages(64).filter(|page| is_zero(*page)) {
+        assert_eq!(read(&memory, page, 1), 0);
+        memory.write_obj(page.0, address_of(page)).unwrap();
+    }
     assert_eq!(pager.counts().faults, 0);
-    assert_eq!(resident_kib(&memory), 0);
-    assert!(log.lock().unwrap().is_empty(), "zeroes are not read from anywhere");
+    pages(64).filter(|page| !is_zero(*page)).for_each(|page| check(&memory, page, is_zero));
+    wait_until("all is loaded", || pager.is_complete());
 }
 
 #[test]

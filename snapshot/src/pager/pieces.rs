@@ -1,0 +1,81 @@
+//! Which parts of memory need the pager at all.
+
+use super::space::{Piece, Space};
+use crate::layout::{BLOCK_BYTES, BlockIndex};
+
+/// Pieces of memory that are registered. Each is a mapping of its own for the kernel, of which a
+/// process may have 65530.
+const PIECES_MAX: usize = 1024;
+
+/// The blocks that have data, in as few pieces as that takes. Blocks of zeroes are the kernel's: it
+/// fills them faster than anybody who is asked, in huge pages too. If data and zeroes alternate too
+/// often, the shorter runs of zeroes are taken along.
+pub(super) fn with_data(space: &Space, has_data: impl Fn(BlockIndex) -> bool) -> Vec<Piece> {
+    let mut gap_blocks = 0;
+    loop {
+        let pieces = with_gaps(space, &has_data, gap_blocks);
+        // With gaps of any length there is one piece in each region.
+        if pieces.len() <= PIECES_MAX || gap_blocks >= space.block_count() {
+            return pieces;
+        }
+        gap_blocks = gap_blocks.saturating_mul(2).max(1);
+    }
+}
+
+/// As above, with runs of up to so many blocks of zeroes taken along.
+fn with_gaps(space: &Space, has_data: &impl Fn(BlockIndex) -> bool, gap_blocks: u32) -> Vec<Piece> {
+    let gap_bytes = u64::from(gap_blocks).saturating_mul(BLOCK_BYTES as u64);
+    let mut pieces: Vec<Piece> = Vec::new();
+    for block in (0..space.block_count()).map(BlockIndex).filter(|block| has_data(*block)) {
+        let whole = Piece { offset_bytes: block.offset_bytes(), len_bytes: BLOCK_BYTES as u64 };
+        let piece = space.in_one_region(whole);
+        let joined = pieces.last().and_then(|last| join(space, *last, piece, gap_bytes));
+        match (joined, pieces.last_mut()) {
+            (Some(joined), Some(last)) => *last = joined,
+            _ => pieces.push(piece),
+        }
+    }
+    pieces
+}
+
+/// Both pieces as one, if they are of one region and no further apart than allowed.
+fn join(space: &Space, first: Piece, second: Piece, gap_bytes: u64) -> Option<Piece> {
+    let gap = second.offset_bytes.checked_sub(first.end_bytes())?;
+    let len_bytes = second.end_bytes().checked_sub(first.offset_bytes)?;
+    let both = Piece { offset_bytes: first.offset_bytes, len_bytes };
+    (gap <= gap_bytes && space.in_one_region(both) == both).then_some(both)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    fn blocks(regions: &[(u64, usize)], has_data: impl Fn(BlockIndex) -> bool) -> Vec<(u64, u64)> {
+        let regions = regions.iter().map(|(start, len)| (GuestAddress(*start), *len));
+        let memory = GuestMemoryMmap::<()>::from_ranges(&regions.collect::<Vec<_>>()).unwrap();
+        let pieces = with_data(&Space::of(&memory).unwrap(), has_data);
+        pieces.iter().map(|piece| (piece.offset_bytes >> 16, piece.len_bytes >> 16)).collect()
+    }
+
+    #[test]
+    fn neighbours_are_one_piece_and_zeroes_are_left_out() {
+        let found = blocks(&[(0, 20 << 20)], |block| [1, 2, 3, 9].contains(&block.0));
+        assert_eq!(found, [(32, 96), (9 * 32, 32)]);
+        assert!(blocks(&[(0, 20 << 20)], |_| false).is_empty());
+    }
+
+    #[test]
+    fn a_piece_ends_with_its_region() {
+        let found = blocks(&[(0, 4 << 20), (1 << 32, (2 << 20) + (1 << 16))], |_| true);
+        assert_eq!(found, [(0, 64), (64, 33)]);
+    }
+
+    #[test]
+    fn the_kernel_is_not_asked_for_too_many_mappings() {
+        // Every other block, and a long stretch of zeroes that is worth being left out.
+        let found = blocks(&[(0, 32 << 30)], |block| block.0 % 2 == 0 && block.0 < 16000);
+        assert_eq!(found, [(0, 15999 * 32)]);
+    }
+}
