@@ -222,7 +222,8 @@ impl Vm {
     pub fn shell(&self, script: &str) -> String {
         let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
         let capabilities = Some(Capabilities::All);
-        let request = ExecRequest { command, capabilities, ..ExecRequest::default() };
+        let user = Some("root".into());
+        let request = ExecRequest { command, user, capabilities, ..ExecRequest::default() };
         let done = self.agent_client().exec(&request);
         let done = done.unwrap_or_else(|error| panic!("{script}: {error}\n{}", self.report()));
         assert_eq!(

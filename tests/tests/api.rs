@@ -3,13 +3,12 @@
 //! hosts: gicv3
 #![cfg(target_arch = "aarch64")]
 
-use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rotifer_agent::client::AgentClient;
-use rotifer_tests::{Artifacts, DEADLINE, VmBuilder, api_request};
+use rotifer_tests::{Artifacts, Console, DEADLINE, VmBuilder, api_request};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -23,7 +22,6 @@ impl Idle {
     fn start() -> Self {
         let directory = TempDir::new().unwrap();
         let socket = directory.path().join("api.sock");
-        // The VMM says on its standard error when it listens; then nobody needs to ask again.
         let mut child = Command::new(Artifacts::find().vmm)
             .args(["--level", "Info", "--api-sock"])
             .arg(&socket)
@@ -32,15 +30,8 @@ impl Idle {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut messages = child.stderr.take().unwrap();
-        let mut seen = Vec::new();
-        let mut byte = [0];
-        while !String::from_utf8_lossy(&seen).contains("listen") {
-            assert_eq!(messages.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&seen));
-            seen.push(byte[0]);
-        }
-        // What follows must not fill the pipe.
-        std::thread::spawn(move || std::io::copy(&mut messages, &mut std::io::sink()));
+        let messages = Console::collect(child.stderr.take().unwrap());
+        messages.wait_for("the API listens");
         Self { child, directory }
     }
 

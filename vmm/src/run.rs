@@ -55,7 +55,8 @@ impl RunError {
         match self {
             Self::Config(_)
             | Self::Logger(_)
-            | Self::Start(Fault::Config(_) | Fault::Logger(_)) => WRONG_USAGE,
+            | Self::Start(Fault::Config(_) | Fault::Logger(_))
+            | Self::Server(ServerError::Socket(_)) => WRONG_USAGE,
             Self::Start(Fault::Machine { source, .. }) if source.is_users_mistake() => WRONG_USAGE,
             _ => FAILURE,
         }

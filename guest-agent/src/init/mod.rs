@@ -86,6 +86,7 @@ pub fn run() -> ! {
 
 fn live(timeline: Timeline) -> Result<ShutdownMode, InitError> {
     mounts::mount_first()?;
+    system::hurry(true);
     system::open_standard_streams()?;
     let options = Options::parse(&system::command_line()?)?;
     let on_disk = match &options.root {
@@ -154,6 +155,7 @@ async fn serve_guest(agent: Rc<Agent>, app: Option<ProcessSpec>, shell: bool) ->
         (None, true) => start_shell(&agent),
         (None, false) => {}
     }
+    system::hurry(false);
     match listener {
         Ok(listener) => {
             agent.timeline.note(Moment::Serving);

@@ -41,6 +41,20 @@ pub(super) fn command_line() -> Result<String, InitError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Kernel settings of a guest that mostly waits: no timer of the kernel wakes it for statistics or
+/// for memory that might be compacted.
+const SETTINGS: [(&str, &str); 2] =
+    [("/proc/sys/vm/stat_interval", "3600"), ("/proc/sys/vm/compaction_proactiveness", "0")];
+/// Whether RCU hurries instead of waiting for the next ticks.
+const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
+
+/// Has RCU hurry while the guest is prepared: each mount and each control group waits for it, and
+/// there is no other work yet that hurrying could disturb.
+pub(super) fn hurry(on: bool) {
+    // A kernel that cannot hurry boots more slowly, that is all.
+    let _ = fs::write(RCU_EXPEDITED, if on { "1" } else { "0" });
+}
+
 /// What can go wrong here makes a poorer guest, but a guest.
 pub(super) fn settle(hostname: Option<&str>) {
     let tell = |attempt: &str, result: io::Result<()>| {
@@ -52,6 +66,9 @@ pub(super) fn settle(hostname: Option<&str>) {
     tell("bring up the loopback interface", bring_up_loopback());
     tell("protect the agent", fs::write("/proc/self/oom_score_adj", OOM_SCORE_NEVER));
     tell("raise the limit of open files", raise_open_files());
+    for (path, value) in SETTINGS {
+        tell(&format!("write {value} to {path}"), fs::write(path, value));
+    }
 }
 
 fn set_hostname(hostname: Option<&str>) -> io::Result<()> {

@@ -61,7 +61,8 @@ impl AsRawFd for Server {
 }
 
 impl Server {
-    /// Listens on the Unix socket `path`.
+    /// Listens on the Unix socket `path`, and says so in the log: whoever started the process can
+    /// wait for that.
     pub fn listen(path: &Path) -> Result<Self, ServerError> {
         let socket = Socket::listen(path)?;
         let host = |attempt| move |source| ServerError::Host { attempt, source };
@@ -71,6 +72,7 @@ impl Server {
             .ctl(ControlOperation::Add, socket.listener.as_raw_fd(), event)
             .map_err(host("watch the listener"))?;
         let spare = open_spare();
+        tracing::info!(path = %path.display(), "the API listens");
         Ok(Self { socket, epoll, clients: BTreeMap::new(), next_token: 1, now: 0, spare })
     }
 
