@@ -40,6 +40,9 @@ const SIZE_MASK: u64 = 0xf;
 const SIZE_MAX: u64 = 8;
 const SIZE_U64: u64 = 3;
 
+/// Where PSTATE lies in `struct kvm_regs`, in words of 32 bits.
+const PSTATE_INDEX: u64 = 0x42;
+
 /// Kinds of registers, in bits 16 to 27.
 mod kind {
     pub const CORE: u64 = 0x10;
@@ -86,6 +89,18 @@ impl RegisterId {
             Parts::Other { kind: kind::DEMUX, .. } => true,
             Parts::Other { .. } => self == Self::SVE_VECTOR_LENGTHS,
             Parts::System { .. } => false,
+        }
+    }
+
+    /// Whether a vCPU that has run nothing has zero in it (api.rst, KVM_ARM_VCPU_INIT; the debug
+    /// registers by KVM's implementation), so that writing zero would change nothing.
+    pub fn is_zero_at_power_on(self) -> bool {
+        match self.parts() {
+            Parts::Other { kind: kind::CORE, index } => index != PSTATE_INDEX,
+            Parts::Other { kind: kind::SVE, .. } => self != Self::SVE_VECTOR_LENGTHS,
+            // Breakpoints and watchpoints.
+            Parts::System { op0: 2, op1: 0, crn: 0, op2, .. } => op2 >= 4,
+            _ => false,
         }
     }
 

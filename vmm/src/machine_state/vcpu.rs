@@ -56,6 +56,11 @@ impl VcpuState {
         self.values.extend_from_slice(value);
     }
 
+    /// Which registers there are.
+    pub fn ids(&self) -> impl Iterator<Item = RegisterId> {
+        self.ids.iter().copied().map(RegisterId)
+    }
+
     /// All registers with their values, if they are those of `list`: the vCPU has no others, and
     /// none stays as it was at power-on by omission.
     ///

@@ -3,7 +3,12 @@
 //! With SVE the vector lengths were fixed when the vCPU was made; they are compared like the ID
 //! registers. Everything else can be written in any order, before the vCPU has run for the first
 //! time.
+//!
+//! Each register costs a system call, and a vCPU has some 260. So the ID registers, which all
+//! vCPUs of a machine share, are read from the first only; and what is zero in a new vCPU anyway,
+//! most of it breakpoints that nobody uses, is not written.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use kvm_bindings::{
@@ -67,28 +72,37 @@ impl Vcpu {
         Ok(state)
     }
 
-    /// Takes on the state of `section`.
+    /// What this vCPU is.
+    fn identification(&self, list: &[RegisterId]) -> Result<Identification, RestoreError> {
+        let ids = list.iter().copied().filter(|id| id.is_identification());
+        ids.map(|id| Ok((id, self.read_here(id)?))).collect()
+    }
+
+    fn read_here(&self, id: RegisterId) -> Result<Vec<u8>, RestoreError> {
+        let mut buffer = [0; REGISTER_BYTES_MAX];
+        let value = self.read(id, &mut buffer);
+        let failed = |source| RestoreError::Read { what: self.part(&id), source };
+        Ok(value.map_err(failed)?.to_vec())
+    }
+
+    /// Takes on the state of `section`; `here` is what the first vCPU is.
     fn load(
         &self,
         section: &str,
         state: &VcpuState,
         list: &[RegisterId],
+        here: &Identification,
     ) -> Result<(), RestoreError> {
         let failed =
             |what: &dyn Display, source| RestoreError::Write { what: self.part(what), source };
-        let registers = state.registers(section, list)?;
-        let mut buffer = [0; REGISTER_BYTES_MAX];
-        for (id, saved) in registers.iter().filter(|(id, _)| id.is_identification()) {
-            let here = self.read(*id, &mut buffer).map_err(|source| {
-                let what = self.part(id);
-                RestoreError::Read { what, source }
-            })?;
-            if let Some((feature, saved, here)) = id.difference(saved, here) {
-                return Err(StateError::OtherCpu { feature, saved, here }.into());
+        for (id, value) in state.registers(section, list)? {
+            if id == RegisterId::MPIDR_EL1 {
+                compare(id, value, &self.read_here(id)?)?;
+            } else if let Some(here) = here.get(&id) {
+                compare(id, value, here)?;
+            } else if !id.is_zero_at_power_on() || value.iter().any(|byte| *byte != 0) {
+                self.fd().set_one_reg(id.0, value).map_err(|source| failed(&id, source))?;
             }
-        }
-        for (id, value) in registers.iter().filter(|(id, _)| !id.is_identification()) {
-            self.fd().set_one_reg(id.0, value).map_err(|source| failed(id, source))?;
         }
         if let Some(PendingError { syndrome }) = state.pending_error {
             let mut events = kvm_vcpu_events::default();
@@ -114,15 +128,26 @@ impl Vcpu {
     }
 }
 
+/// The identification registers of a vCPU.
+type Identification = BTreeMap<RegisterId, Vec<u8>>;
+
+fn compare(id: RegisterId, saved: &[u8], here: &[u8]) -> Result<(), StateError> {
+    match id.difference(saved, here) {
+        Some((feature, saved, here)) => Err(StateError::OtherCpu { feature, saved, here }),
+        None => Ok(()),
+    }
+}
+
 /// Has each vCPU take on its section.
 pub(super) fn load(vcpus: &[Vcpu], sections: &mut Remaining) -> Result<(), RestoreError> {
     let Some(first) = vcpus.first() else { return Ok(()) };
     let list = first
         .register_list()
         .map_err(|source| RestoreError::Read { what: "the list of registers".into(), source })?;
+    let here = first.identification(&list)?;
     for (index, vcpu) in vcpus.iter().enumerate() {
         let name = section_name(index);
-        vcpu.load(&name, &sections.take(&name)?, &list)?;
+        vcpu.load(&name, &sections.take(&name)?, &list, &here)?;
     }
     Ok(())
 }

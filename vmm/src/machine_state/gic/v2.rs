@@ -5,6 +5,8 @@ use super::{Bank, Group, Registers, Write, expand, private_words, shared_offset,
 
 /// SGIs are enabled at power-on.
 const SGIS: u64 = 0xffff;
+/// In KVM's, shared interrupts are edges at power-on.
+const EDGES: u64 = 0xaaaa_aaaa;
 /// Of the private interrupts, these are pending by themselves: SGIs are in GICD_SPENDSGIR, with
 /// their senders; the lines of the two timers, INTID 27 and 30, are raised anew.
 const PENDING_OTHERWISE: u64 = SGIS | 1 << 27 | 1 << 30;
@@ -28,6 +30,7 @@ const SHARED: [Bank; 10] = [
         name: "GICD_ICFGR",
         attribute: 0xc00 + shared_offset(2),
         count: shared_words(2),
+        write: Write::Unless(EDGES),
         ..Bank::WORD
     },
     Bank {

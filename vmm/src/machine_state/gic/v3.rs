@@ -9,6 +9,8 @@ const SGI_BASE: u64 = 0x1_0000;
 const DISABLED: u64 = 0x50;
 /// SGIs are enabled at power-on.
 const SGIS: u64 = 0xffff;
+/// In KVM's, shared interrupts are edges at power-on.
+const EDGES: u64 = 0xaaaa_aaaa;
 
 /// The attribute of a system register (arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS).
 const fn system(op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
@@ -37,6 +39,7 @@ const SHARED: [Bank; 12] = [
         name: "GICD_ICFGR",
         attribute: 0xc00 + shared_offset(2),
         count: shared_words(2),
+        write: Write::Unless(EDGES),
         ..Bank::WORD
     },
     // KVM's have no upper half: affinity 3 is always 0.

@@ -37,6 +37,21 @@ fn only_what_tells_the_cpu_apart_is_identification() {
 }
 
 #[test]
+fn only_what_has_a_known_value_at_power_on_is_taken_for_zero() {
+    let pstate = RegisterId(X0.0 + 0x42);
+    let tpidr_el1 = RegisterId::system(3, 0, 13, 0, 4);
+    let mdscr_el1 = RegisterId::system(2, 0, 0, 2, 2);
+    for id in [pstate, tpidr_el1, mdscr_el1, RegisterId::SVE_VECTOR_LENGTHS] {
+        assert!(!id.is_zero_at_power_on(), "{id}");
+    }
+    let dbgbvr15_el1 = RegisterId::system(2, 0, 0, 15, 4);
+    let z0 = RegisterId(0x6080_0000_0015_0000);
+    for id in [X0, dbgbvr15_el1, z0] {
+        assert!(id.is_zero_at_power_on(), "{id}");
+    }
+}
+
+#[test]
 fn a_difference_is_named_by_its_field() {
     let isar0 = RegisterId::system(3, 0, 0, 6, 0);
     let (with, without) = (0x0020_0000_u64.to_le_bytes(), 0_u64.to_le_bytes());
