@@ -14,7 +14,7 @@ pub use header::{Architecture, FORMAT_VERSION, HEADER_BYTES, Header, MAGIC};
 
 use crate::cpu::CpuFeature;
 use crate::id::{Digest, PackId, SnapshotId};
-use crate::layout::BlockIndex;
+use crate::layout::{BlockIndex, PageIndex};
 use crate::name::Name;
 use crate::record::layer_bit;
 use crate::section::Tag;
@@ -178,6 +178,18 @@ impl Manifest {
     /// The image of RAM.
     pub fn memory(&self) -> Option<&ImageIndex> {
         self.images.iter().find(|index| index.image.kind == ImageKind::Memory)
+    }
+
+    /// Where a page of RAM is in the guest.
+    pub fn guest_address(&self, page: PageIndex) -> Option<u64> {
+        let mut offset = page.offset_bytes();
+        for region in &self.memory_regions {
+            match offset.checked_sub(region.bytes) {
+                None => return region.guest_address.checked_add(offset),
+                Some(behind) => offset = behind,
+            }
+        }
+        None
     }
 
     /// An image by its name.

@@ -5,5 +5,6 @@ mod chain;
 mod crash;
 mod damage;
 mod golden;
+mod hostile;
 mod machine;
 mod tools;

@@ -11,15 +11,16 @@ use crate::source::Fault;
 
 /// Buffers for pieces on their way.
 pub(super) struct PieceLoader {
-    stored: Box<[u8; CHUNK_BYTES]>,
-    content: Box<[u8; CHUNK_BYTES]>,
+    /// Not touched before it is needed, and so not resident.
+    stored: Box<[u8]>,
+    content: Box<[u8]>,
     /// Made when the first compressed piece comes; most snapshots have none.
     decompressor: Option<Decompressor<'static>>,
 }
 
 impl PieceLoader {
     pub(super) fn new() -> Self {
-        let buffer = || Box::new([0; CHUNK_BYTES]);
+        let buffer = || vec![0; CHUNK_BYTES].into_boxed_slice();
         Self { stored: buffer(), content: buffer(), decompressor: None }
     }
 

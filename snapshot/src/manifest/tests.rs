@@ -71,6 +71,17 @@ fn a_manifest_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_page_of_ram_has_a_place_in_the_guest() {
+    let mut manifest = manifest();
+    manifest.memory_regions.push(MemoryRegion { guest_address: 1 << 32, bytes: 8192 });
+    let address = |page| manifest.guest_address(PageIndex(page));
+    assert_eq!(address(0), Some(1 << 31));
+    assert_eq!(address(2047), Some((1 << 31) + (8 << 20) - 4096));
+    assert_eq!((address(2048), address(2049)), (Some(1 << 32), Some((1 << 32) + 4096)));
+    assert_eq!(address(2050), None);
+}
+
+#[test]
 fn the_header_is_refused_before_anything_else_is_read() {
     let (good, _) = manifest().encode().unwrap();
     let header = |at: usize, value: u8| {

@@ -117,6 +117,23 @@ fn a_chain_as_long_as_the_format_allows_is_refused_by_name_and_not_before() {
     assert!(!path.exists());
 }
 
+#[test]
+fn a_chunk_that_changes_in_every_snapshot_stays_in_few_pieces() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut model = model((0..16).map(|page| ("ram", page, u64::from(page))));
+    let (mut parent, _) = write(directory.path(), options(1), None, &model, &[]);
+    for pack in 2..16 {
+        let before = model.clone();
+        model.0.insert(("ram", u32::from(pack)), 100 + u64::from(pack));
+        let base = Some((&parent, &before));
+        let (child, _) = write(directory.path(), options(pack), base, &model, &[]);
+        let pieces = child.memory().unwrap().pieces(BlockIndex(0)).unwrap().len();
+        assert!(pieces <= 5, "{pieces} pieces");
+        assert_holds(&child, &model);
+        parent = child;
+    }
+}
+
 /// Numbers of pages, near each other so that chunks are shared.
 fn page() -> impl Strategy<Value = (&'static str, u32)> {
     prop_oneof![
