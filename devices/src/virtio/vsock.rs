@@ -36,7 +36,8 @@ use rotifer_snapshot::{LoadError, Stateful, Tag};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::EventSet;
 
-use self::multiplexer::Multiplexer;
+use self::host::PORT_ANY;
+use self::multiplexer::{FIRST_LOCAL_PORT, Multiplexer};
 use self::reset_event::ResetEvent;
 use super::{BrokenRing, Kind, QueueIo, Source, VirtioDevice};
 
@@ -119,6 +120,9 @@ pub struct Vsock {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     guest_cid: u64,
+    /// The port of the next client. A guest keeps a dead connection until its program closes it,
+    /// and answers RST to a client that comes from the same port meanwhile.
+    next_local_port: u32,
 }
 
 impl Vsock {
@@ -210,20 +214,24 @@ impl Stateful for Vsock {
     type State = VsockState;
 
     fn save(&self) -> VsockState {
-        VsockState { guest_cid: self.multiplexer.guest_cid }
+        let Multiplexer { guest_cid, next_local_port, .. } = self.multiplexer;
+        VsockState { guest_cid, next_local_port }
     }
 
     fn load(&mut self, state: VsockState) -> Result<(), LoadError> {
-        if !is_guest_cid(state.guest_cid) {
-            return Err(LoadError::Invalid {
-                tag: Self::TAG,
-                field: "guest_cid",
-                value: state.guest_cid,
-                reason: "a reserved identifier",
-            });
+        let VsockState { guest_cid, next_local_port } = state;
+        let invalid =
+            |field, value, reason| LoadError::Invalid { tag: Self::TAG, field, value, reason };
+        if !is_guest_cid(guest_cid) {
+            return Err(invalid("guest_cid", guest_cid, "a reserved identifier"));
+        }
+        if !(FIRST_LOCAL_PORT..PORT_ANY).contains(&next_local_port) {
+            let reason = "a port that clients do not get";
+            return Err(invalid("next_local_port", next_local_port.into(), reason));
         }
         self.multiplexer.reset();
-        self.multiplexer.guest_cid = state.guest_cid;
+        self.multiplexer.guest_cid = guest_cid;
+        self.multiplexer.next_local_port = next_local_port;
         self.reset_event = ResetEvent::Pending;
         Ok(())
     }

@@ -50,7 +50,7 @@ pub(super) struct Multiplexer {
     /// Those with something for the guest, in the order of their turns.
     round: VecDeque<Pair>,
     resets: VecDeque<Header>,
-    next_local_port: u32,
+    pub(super) next_local_port: u32,
 }
 
 impl Multiplexer {

@@ -138,11 +138,31 @@ fn the_identifier_comes_back_from_the_state() {
 }
 
 #[test]
+fn a_client_does_not_get_a_port_that_the_guest_may_still_know() {
+    let (mut guest, buffers) = with_event_buffers(8);
+    let (_client, former) = guest.connect_in(1024);
+    let mut guest = guest.restored();
+    guest.repost_event_buffer(buffers[0]);
+    let (_client, later) = guest.connect_in(1024);
+    assert_ne!(later, former);
+}
+
+#[test]
+fn a_port_that_clients_do_not_get_is_not_loaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut device = Vsock::new(GUEST_CID, &directory.path().join("v.sock")).unwrap();
+    for port in [0, 1024, u32::MAX] {
+        let error = device.load(VsockState { next_local_port: port, ..device.save() }).unwrap_err();
+        assert!(error.to_string().contains("next_local_port"), "{error}");
+    }
+}
+
+#[test]
 fn a_reserved_identifier_is_not_loaded() {
     let directory = tempfile::tempdir().unwrap();
     let mut device = Vsock::new(GUEST_CID, &directory.path().join("v.sock")).unwrap();
     for cid in [0, 1, 2, u64::from(u32::MAX), 1 << 32] {
-        let error = device.load(VsockState { guest_cid: cid }).unwrap_err();
+        let error = device.load(VsockState { guest_cid: cid, ..device.save() }).unwrap_err();
         assert!(error.to_string().contains("guest_cid"), "{error}");
     }
     assert_eq!(device.save().guest_cid, GUEST_CID, "what was refused changed nothing");
