@@ -15,6 +15,7 @@
 //! pager up before all is loaded, memory becomes inaccessible instead of empty.
 
 mod content;
+mod copying;
 mod eager;
 mod error;
 mod pieces;
@@ -23,6 +24,8 @@ mod raw;
 mod recording;
 mod residency;
 mod server;
+mod shared_image;
+mod sharing;
 mod space;
 mod statistics;
 #[cfg(test)]
@@ -43,9 +46,11 @@ use vm_memory::{GuestMemoryMmap, bitmap::Bitmap};
 
 use self::{
     content::{DataMap, Stage, chunk_count},
+    copying::Copying,
     plan::Plan,
     recording::Recording,
-    server::{Server, Shared},
+    server::{Policy, Server, Status},
+    sharing::Sharing,
     space::{Piece, Space},
     statistics::Statistics,
     userfault::LazyMemory,
@@ -56,6 +61,7 @@ pub use self::{
     plan::{ChunkRun, Reach},
     recording::{RECORDED_CHUNKS_MAX, Touch},
     residency::Residency,
+    shared_image::{SharedImage, SharedImageError},
     space::SpaceError,
     statistics::Counts,
     userfault::{Userfault, UserfaultError},
@@ -65,9 +71,22 @@ use crate::{
     source::PageSource,
 };
 
+/// Where memory is loaded to.
+#[derive(Debug, Default)]
+pub enum Mapping {
+    /// Into memory of this machine alone.
+    #[default]
+    Copy,
+    /// Into an image that clones share until they write: a block at a time, and once per host. Memory
+    /// that the guest gives back is the image's again, not zero.
+    Shared(Arc<SharedImage>),
+}
+
 /// How memory is loaded.
 #[derive(Debug, Default)]
 pub struct Options {
+    /// Where to.
+    pub mapping: Mapping,
     /// What is loaded ahead of faults, in this order. What is not in the image is left out.
     pub working_set: Vec<ChunkRun>,
     /// What is loaded besides.
@@ -79,8 +98,8 @@ pub struct Options {
 
 /// Serves the page faults of one machine's RAM, from its start until all is loaded or it is dropped.
 pub struct Pager {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<Server>>,
+    status: Arc<Status>,
+    thread: Option<JoinHandle<Option<Server>>>,
 }
 
 impl Pager {
@@ -104,9 +123,8 @@ impl Pager {
         let space = Space::of(memory)?;
         check(&space, &*source)?;
         let blocks = space.block_count();
-        let chunks = chunk_count(space.bytes());
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let shared = Arc::new(Shared {
+        let status = Arc::new(Status {
             statistics: Statistics::default(),
             residency: Residency::new(blocks),
             recording: options.is_recording.then(|| Recording::new(blocks)),
@@ -114,44 +132,40 @@ impl Pager {
             is_complete: AtomicBool::new(false),
             stop: stop.map_err(|error| StartError::Thread(error.into()))?,
         });
-        let pieces = pieces::with_data(&space, |block| source.has_data(block));
-        let server = Server {
-            data: known_zeroes(&space, &pieces, &shared.residency),
-            pieces,
-            memory: LazyMemory::new(userfault, space),
-            source,
-            plan: Plan::new(options.working_set, options.reach, chunks),
-            ahead: Stage::new(),
-            fault: Stage::new(),
-            shared: Arc::clone(&shared),
+        let memory = LazyMemory::new(userfault, space);
+        let plan =
+            Plan::new(options.working_set, options.reach, chunk_count(memory.space().bytes()));
+        let policy = match options.mapping {
+            Mapping::Copy => copying(memory, source, plan, &status)?,
+            Mapping::Shared(image) => sharing(memory, source, image, plan, &status)?,
         };
-        register(&server)?;
+        let server = Server { policy, status: Arc::clone(&status) };
         let thread = thread::Builder::new()
             .name("pager".to_owned())
             .spawn(move || serve(server, on_failure))
             .map_err(StartError::Thread)?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { status, thread: Some(thread) })
     }
 
     /// What was done so far, in numbers.
     pub fn counts(&self) -> Counts {
-        self.shared.statistics.counts()
+        self.status.statistics.counts()
     }
 
     /// What of the image is in memory.
     pub fn residency(&self) -> &Residency {
-        &self.shared.residency
+        &self.status.residency
     }
 
     /// Whether all of the image is in memory. Then the pager has nothing to do any more.
     pub fn is_complete(&self) -> bool {
-        self.shared.is_complete.load(Ordering::Acquire)
+        self.status.is_complete.load(Ordering::Acquire)
     }
 
     /// The chunks that were touched, in order of their first touch, if that is being recorded; at
     /// most [`RECORDED_CHUNKS_MAX`].
     pub fn touches(&self) -> Vec<Touch> {
-        self.shared.recording.as_ref().map(Recording::touches).unwrap_or_default()
+        self.status.recording.as_ref().map(Recording::touches).unwrap_or_default()
     }
 }
 
@@ -159,16 +173,13 @@ impl Pager {
 /// since it could be to a page that nobody would load any more.
 impl Drop for Pager {
     fn drop(&mut self) {
-        self.shared.is_stopping.store(true, Ordering::Release);
+        self.status.is_stopping.store(true, Ordering::Release);
         // It fails only when it is full, and then it has been written.
-        let _ = rustix::io::write(&self.shared.stop, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.status.stop, &1_u64.to_ne_bytes());
         let server = self.thread.take().map(JoinHandle::join);
-        let Some(Ok(server)) = server else { return };
-        if self.is_complete() {
-            return;
-        }
-        for piece in &server.pieces {
-            if server.memory.space().seal(*piece).is_err() {
+        let Some(Ok(Some(server))) = server else { return };
+        for piece in server.policy.pieces() {
+            if server.policy.memory().space().seal(*piece).is_err() {
                 // The userfaultfd is about to close, and every missing page to read as zeroes.
                 std::process::abort();
             }
@@ -182,21 +193,23 @@ impl std::fmt::Debug for Pager {
     }
 }
 
-/// The thread. Its userfaultfd has to stay open as long as somebody may wait for a page.
-fn serve(mut server: Server, on_failure: impl FnOnce(PagerError)) -> Server {
+/// The thread. Its userfaultfd has to stay open as long as somebody may wait for a page, and has to be
+/// closed as soon as nobody may: who gives memory back would wait for us to hear of it. So it is
+/// handed on if memory is not complete.
+fn serve(mut server: Server, on_failure: impl FnOnce(PagerError)) -> Option<Server> {
     let guard = AbortOnPanic;
     if let Err(error) = server.run() {
         on_failure(error);
-        wait_for_end(&server.shared);
+        wait_for_end(&server.status);
     }
     std::mem::forget(guard);
-    server
+    (!server.status.is_complete.load(Ordering::Acquire)).then_some(server)
 }
 
-fn wait_for_end(shared: &Shared) {
-    while !shared.is_stopping.load(Ordering::Acquire) {
+fn wait_for_end(status: &Status) {
+    while !status.is_stopping.load(Ordering::Acquire) {
         // The only error is an interruption.
-        let _ = poll(&mut [PollFd::new(&shared.stop, PollFlags::IN)], None);
+        let _ = poll(&mut [PollFd::new(&status.stop, PollFlags::IN)], None);
     }
 }
 
@@ -221,32 +234,76 @@ fn check(space: &Space, source: &dyn PageSource) -> Result<(), StartError> {
     Ok(())
 }
 
-/// What is in no piece is zero: the kernel's, and as good as loaded.
-fn known_zeroes(space: &Space, pieces: &[Piece], residency: &Residency) -> DataMap {
+/// Private memory, of which the blocks with data are loaded lazily.
+fn copying(
+    memory: LazyMemory,
+    source: Box<dyn PageSource>,
+    plan: Plan,
+    status: &Arc<Status>,
+) -> Result<Box<dyn Policy>, StartError> {
+    let space = memory.space();
+    let pieces = pieces::with_data(space, |block| source.has_data(block));
     let mut data = DataMap::new(space.block_count());
-    let mut pieces = pieces.iter().peekable();
-    for block in (0..space.block_count()).map(BlockIndex) {
-        while pieces.next_if(|piece| piece.end_bytes() <= block.offset_bytes()).is_some() {}
-        if pieces.peek().is_none_or(|piece| piece.offset_bytes > block.offset_bytes()) {
-            data.learn(block, 0);
-            residency
-                .set_loaded(ChunkRun { first: block.chunk(0), count: CHUNKS_PER_BLOCK as u32 });
-        }
+    for block in mark_others(space, &pieces, &status.residency) {
+        data.learn(block, 0);
     }
-    data
+    clear(space)?;
+    for piece in &pieces {
+        memory.register(*piece).map_err(|source| refused(space, LAZY, *piece, source))?;
+    }
+    let (ahead, fault, status) = (Stage::new(), Stage::new(), Arc::clone(status));
+    Ok(Box::new(Copying { memory, pieces, source, data, plan, ahead, fault, status }))
 }
 
-fn register(server: &Server) -> Result<(), StartError> {
-    let error = |attempt, piece: &Piece, source: io::Error| {
-        let address = server.memory.space().guest(piece.offset_bytes);
-        StartError::Memory { attempt, address, source }
-    };
-    let space = server.memory.space();
-    for piece in &space.pieces().collect::<Vec<_>>() {
-        space.clear(*piece).map_err(|source| error("clear", piece, source))?;
+/// The shared image where it has data, of which the blocks that nobody has loaded yet are loaded
+/// lazily. The rest is private memory of zeroes: a hole of the image would be filled by a read.
+fn sharing(
+    memory: LazyMemory,
+    source: Box<dyn PageSource>,
+    image: Arc<SharedImage>,
+    plan: Plan,
+    status: &Arc<Status>,
+) -> Result<Box<dyn Policy>, StartError> {
+    let space = memory.space();
+    let (ram_bytes, image_bytes) = (space.bytes(), image.image_bytes());
+    if ram_bytes != image_bytes {
+        return Err(StartError::Length { ram_bytes, image_bytes });
     }
-    for piece in &server.pieces {
-        server.memory.register(*piece).map_err(|source| error("load lazily", piece, source))?;
+    let mapped = pieces::with_data(space, |block| source.has_data(block));
+    let is_missing = |block| pieces::contain(&mapped, block) && !image.is_resident(block);
+    let pieces = pieces::exactly(space, is_missing);
+    mark_others(space, &pieces, &status.residency);
+    clear(space)?;
+    for piece in &mapped {
+        space.map(*piece, &*image).map_err(|source| refused(space, SHARE, *piece, source))?;
+    }
+    for piece in &pieces {
+        memory.register_file(*piece).map_err(|source| refused(space, LAZY, *piece, source))?;
+    }
+    let status = Arc::clone(status);
+    Ok(Box::new(Sharing::new(memory, pieces, source, image, plan, status)))
+}
+
+const LAZY: &str = "load lazily";
+const SHARE: &str = "map the shared image in";
+
+fn refused(space: &Space, attempt: &'static str, piece: Piece, source: io::Error) -> StartError {
+    StartError::Memory { attempt, address: space.guest(piece.offset_bytes), source }
+}
+
+fn clear(space: &Space) -> Result<(), StartError> {
+    for piece in space.pieces() {
+        space.clear(piece).map_err(|source| refused(space, "clear", piece, source))?;
     }
     Ok(())
+}
+
+/// What is in no piece needs no pager: it is as good as loaded. Returns those blocks.
+fn mark_others(space: &Space, pieces: &[Piece], residency: &Residency) -> Vec<BlockIndex> {
+    let blocks = (0..space.block_count()).map(BlockIndex);
+    let others: Vec<_> = blocks.filter(|block| !pieces::contain(pieces, *block)).collect();
+    for block in &others {
+        residency.set_loaded(ChunkRun { first: block.chunk(0), count: CHUNKS_PER_BLOCK as u32 });
+    }
+    others
 }

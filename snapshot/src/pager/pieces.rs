@@ -22,6 +22,17 @@ pub(super) fn with_data(space: &Space, has_data: impl Fn(BlockIndex) -> bool) ->
     }
 }
 
+/// Exactly the blocks that are wanted, in as few pieces as that takes.
+pub(super) fn exactly(space: &Space, is_wanted: impl Fn(BlockIndex) -> bool) -> Vec<Piece> {
+    with_gaps(space, &is_wanted, 0)
+}
+
+/// Whether a block is in one of these pieces.
+pub(super) fn contain(pieces: &[Piece], block: BlockIndex) -> bool {
+    let behind = pieces.partition_point(|piece| piece.end_bytes() <= block.offset_bytes());
+    pieces.get(behind).is_some_and(|piece| piece.offset_bytes <= block.offset_bytes())
+}
+
 /// As above, with runs of up to so many blocks of zeroes taken along.
 fn with_gaps(space: &Space, has_data: &impl Fn(BlockIndex) -> bool, gap_blocks: u32) -> Vec<Piece> {
     let gap_bytes = u64::from(gap_blocks).saturating_mul(BLOCK_BYTES as u64);

@@ -28,7 +28,8 @@ impl Residency {
     }
 
     /// The chunks of a block whose content was put into memory: bit `n` stands for chunk `n` of
-    /// the block. What is not loaded is in the image only, whatever the guest did so far.
+    /// the block. Memory says what they hold; a page that is not resident is zero, or the shared
+    /// image's. What is not loaded is in the image only, whatever the guest did so far.
     pub fn loaded_chunks(&self, block: BlockIndex) -> u32 {
         self.loaded.get(block.0 as usize).map_or(0, |word| word.load(Ordering::Acquire))
     }
@@ -38,8 +39,8 @@ impl Residency {
         self.loaded_chunks(chunk.block()) & bit(chunk) != 0
     }
 
-    /// Whether the guest gave this page back (a balloon), so that it has no content of the image
-    /// any more: it is zero, or what the guest wrote since.
+    /// Whether the guest gave this page back (a balloon) while its memory was being loaded: it has no
+    /// content of the image any more, and is zero if its chunk is not loaded.
     pub fn is_removed(&self, page: PageIndex) -> bool {
         let word = self.removed.get((page.0 / WORD_BITS) as usize);
         let bits = word.map_or(0, |word| word.load(Ordering::Acquire));

@@ -1,15 +1,16 @@
 //! Where guest RAM lies: in its image, in this process, and in the guest.
 
-use std::{any::Any, ffi::c_void, io, sync::Arc};
+use std::{any::Any, ffi::c_void, io, os::fd::AsFd, sync::Arc};
 
 use rustix::{
     io::Errno,
-    mm::{Advice, MprotectFlags},
+    mm::{Advice, MapFlags, MprotectFlags, ProtFlags},
 };
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::Bitmap,
 };
 
+use super::error::PagerError;
 use crate::layout::{
     BLOCK_BYTES, CHUNK_BYTES, IMAGE_BYTES_MAX, PAGE_BYTES, PageIndex, block_count,
 };
@@ -148,6 +149,29 @@ impl Space {
         // SAFETY: the range is guest RAM that is kept mapped. Rust has no reference into it.
         unsafe { rustix::mm::mprotect(start, len_bytes, MprotectFlags::empty())? };
         Ok(())
+    }
+
+    /// Puts a piece of a file there instead of what is there now, privately: the file stays as it is
+    /// whatever the guest writes. In huge pages, if the file has them.
+    pub fn map(&self, piece: Piece, file: impl AsFd) -> io::Result<()> {
+        let (start, len_bytes) = self.range(piece)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range is guest RAM that is kept mapped and whose content is ours to decide;
+        // it is unmapped with the rest of the region. Rust has no reference into it. Whoever made
+        // the file saw to it that it never becomes shorter.
+        unsafe {
+            rustix::mm::mmap(start, len_bytes, protection, flags, file, piece.offset_bytes)?;
+        }
+        // A host without huge pages refuses, and works without.
+        // SAFETY: as above; the advice changes no content.
+        let _ = unsafe { rustix::mm::madvise(start, len_bytes, Advice::LinuxHugepage) };
+        Ok(())
+    }
+
+    /// What went wrong with a piece.
+    pub fn error(&self, attempt: &'static str, piece: Piece, source: io::Error) -> PagerError {
+        PagerError::Memory { attempt, address: self.guest(piece.offset_bytes), source }
     }
 
     /// The memory of a piece, as system calls want it.

@@ -4,6 +4,7 @@
 mod ahead;
 mod failure;
 mod serving;
+mod sharing;
 
 use std::{
     io::Write,

@@ -7,13 +7,17 @@ use std::{
 };
 
 use rustix::io::Errno;
-use userfaultfd::{Error, Event, EventBuffer, FeatureFlags, Uffd, UffdBuilder};
+use userfaultfd::{Error, Event, EventBuffer, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
 use super::{
+    error::PagerError,
     raw,
     space::{Piece, Space},
 };
 use crate::layout::{BLOCK_BYTES, CHUNK_BYTES, PAGE_BYTES, PageIndex};
+
+/// `UFFDIO_REGISTER_MODE_MINOR` (Linux 5.13): pages that are there but not mapped.
+const MINOR: RegisterMode = RegisterMode::from_bits_retain(1 << 2);
 
 /// A userfaultfd of this process, which also serves the faults of the kernel: KVM's, and those of
 /// system calls that read and write guest memory.
@@ -128,8 +132,19 @@ impl LazyMemory {
 
     /// From now on every missing page of this piece is asked for here.
     pub fn register(&self, piece: Piece) -> io::Result<()> {
+        self.register_with(piece, RegisterMode::MISSING)
+    }
+
+    /// As [`register`](Self::register), for a piece of a file in memory: pages that the file has are
+    /// asked for as well.
+    pub fn register_file(&self, piece: Piece) -> io::Result<()> {
+        self.register_with(piece, RegisterMode::MISSING | MINOR)
+    }
+
+    fn register_with(&self, piece: Piece, mode: RegisterMode) -> io::Result<()> {
         let (start, len_bytes) = self.space.range(piece)?;
-        self.userfault.0.register(start, len_bytes).map(|_ioctls| ()).map_err(io_error)
+        let registered = self.userfault.0.register_with_mode(start, len_bytes, mode);
+        registered.map(|_ioctls| ()).map_err(io_error)
     }
 
     /// From now on the kernel fills this piece with zeroes.
@@ -142,6 +157,13 @@ impl LazyMemory {
     pub fn wake(&self, piece: Piece) -> io::Result<()> {
         let (start, len_bytes) = self.space.range(piece)?;
         self.userfault.0.wake(start, len_bytes).map_err(io_error)
+    }
+
+    /// Lets those go on who wait for this page.
+    pub fn wake_at(&self, page: PageIndex) -> Result<(), PagerError> {
+        let piece = self.host_page_of(page);
+        let woken = self.wake(piece);
+        woken.map_err(|source| self.space.error("wake who waits for", piece, source))
     }
 
     /// Puts bytes into the missing pages of memory and wakes who waits for them. Pages that are

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::pager::{PagerError, Reach};
+use crate::pager::{Mapping, PagerError, Reach, SharedImage};
 
 /// Says which of the scenes below a child process plays.
 const SCENE: &str = "ROTIFER_PAGER_SCENE";
@@ -33,19 +33,24 @@ fn scene() {
     let Ok(scene) = std::env::var(SCENE) else { return };
     let mut source = TestSource::new(4, none);
     source.broken = Some(ChunkIndex(9));
-    let options = Options { reach: Reach::Chunk, ..Options::default() };
+    let mapping = if scene == "shared" {
+        Mapping::Shared(Arc::new(SharedImage::create(4 * BLOCK_BYTES as u64).unwrap()))
+    } else {
+        Mapping::Copy
+    };
+    let options = Options { mapping, reach: Reach::Chunk, ..Options::default() };
     let memory = memory(4);
     let (failed, has_failed) = std::sync::mpsc::channel();
     let fail = move |error: PagerError| {
         say(&chain(&error));
-        if scene == "exit" {
+        if scene != "ignore" {
             std::process::exit(ENDED);
         }
         failed.send(()).unwrap();
     };
     let source = Box::new(source);
     let pager = Pager::start(&memory, source, userfault().unwrap(), options, fail).unwrap();
-    check(&memory, PageIndex(8 * 16), none);
+    check(&memory, PageIndex(512), none);
     for page in [9 * 16 + 5, 9 * 16 + 5, 9 * 16 + 6] {
         let memory = memory.clone();
         thread::spawn(move || say(&format!("READ {:#x}", read(&memory, PageIndex(page), 0))));
@@ -63,7 +68,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[test]
 fn a_chunk_that_cannot_be_loaded_ends_the_machine_with_its_page_and_cause() {
-    let Some(output) = play("exit") else { return };
+    for scene in ["private", "shared"] {
+        let Some(output) = play(scene) else { return };
+        assert_ended(&output);
+    }
+}
+
+/// Nobody went on, and the error says why.
+fn assert_ended(output: &Output) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(ENDED), "{text}");
     let address = address_of(PageIndex(9 * 16)).0;

@@ -178,6 +178,25 @@ fn memory_is_given_back_while_others_fault() {
 }
 
 #[test]
+fn who_gives_memory_back_does_not_wait_for_a_pager_that_is_done() {
+    for _ in 0..20 {
+        let memory = memory(1);
+        let source = TestSource::new(1, |page| page.0 > 3);
+        let Some(pager) = start(&memory, source, options(Reach::Everything)) else { return };
+        let host = memory.get_host_address(GuestAddress(RAM_START)).unwrap();
+        // About as long as loading takes, so that some of it is the last moment.
+        for _ in 0..200 {
+            // SAFETY: the range is guest memory, which has no references.
+            unsafe {
+                let advice = rustix::mm::Advice::LinuxDontNeed;
+                rustix::mm::madvise(host.cast(), CHUNK_BYTES, advice).unwrap();
+            }
+        }
+        wait_until("all is loaded", || pager.is_complete());
+    }
+}
+
+#[test]
 fn memory_in_several_regions_is_one_image() {
     let ranges = [(RAM_START, 2 * BLOCK_BYTES), (RAM_START << 2, BLOCK_BYTES)];
     let ranges = ranges.map(|(start, len)| (GuestAddress(start), len));
