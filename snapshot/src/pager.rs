@@ -45,8 +45,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::{GuestMemoryMmap, bitmap::Bitmap};
 
 use self::{
-    content::{DataMap, Stage, chunk_count},
+    content::chunk_count,
     copying::Copying,
+    eager::load_blocks,
     plan::Plan,
     recording::Recording,
     server::{Policy, Server, Status},
@@ -87,7 +88,11 @@ pub enum Mapping {
 pub struct Options {
     /// Where to.
     pub mapping: Mapping,
-    /// What is loaded ahead of faults, in this order. What is not in the image is left out.
+    /// Blocks that are loaded before [`Pager::start`] returns: those that the machine is known to need
+    /// and to write at once. They are in private memory whatever the mapping, and in huge pages
+    /// where the host has them.
+    pub ahead: Vec<BlockIndex>,
+    /// What is loaded ahead of faults while the machine runs, in this order. What is not in the image is left out.
     pub working_set: Vec<ChunkRun>,
     /// What is loaded besides.
     pub reach: Reach,
@@ -115,7 +120,7 @@ impl Pager {
     /// See [`StartError`]; nothing runs then.
     pub fn start<B: Bitmap + Clone + Send + Sync + 'static>(
         memory: &GuestMemoryMmap<B>,
-        source: Box<dyn PageSource>,
+        mut source: Box<dyn PageSource>,
         userfault: Userfault,
         options: Options,
         on_failure: impl FnOnce(PagerError) + Send + 'static,
@@ -132,12 +137,32 @@ impl Pager {
             is_complete: AtomicBool::new(false),
             stop: stop.map_err(|error| StartError::Thread(error.into()))?,
         });
-        let memory = LazyMemory::new(userfault, space);
-        let plan =
-            Plan::new(options.working_set, options.reach, chunk_count(memory.space().bytes()));
-        let policy = match options.mapping {
-            Mapping::Copy => copying(memory, source, plan, &status)?,
-            Mapping::Shared(image) => sharing(memory, source, image, plan, &status)?,
+        let is_ahead = |block: &BlockIndex| options.ahead.contains(block);
+        let lazy = pieces::with_data(&space, |block| source.has_data(block) && !is_ahead(&block));
+        let lazy_memory = LazyMemory::new(userfault, space);
+        let image = match options.mapping {
+            Mapping::Copy => None,
+            Mapping::Shared(image) => Some(image),
+        };
+        let pieces = match &image {
+            None => register(&lazy_memory, lazy.clone())?,
+            Some(image) => map(&lazy_memory, &lazy, image)?,
+        };
+        let space = lazy_memory.space();
+        let ready = mark_others(space, &pieces, &status.residency);
+        // Only now: a huge page that is filled there cannot reach into what is loaded lazily.
+        let mut ahead = options.ahead.clone();
+        ahead.retain(|block| block.0 < blocks && source.has_data(*block));
+        ahead.retain(|block| !pieces::contain(&lazy, *block));
+        let data_bytes = load_blocks(memory, space, &mut *source, ahead.into_iter());
+        let data_bytes = data_bytes.map_err(StartError::Ahead)?;
+        status.statistics.copied_bytes.add(data_bytes);
+        status.statistics.prefetched_bytes.add(data_bytes);
+        let plan = Plan::new(options.working_set, options.reach, chunk_count(space.bytes()));
+        let common = Arc::clone(&status);
+        let policy: Box<dyn Policy> = match image {
+            None => Box::new(Copying::new(lazy_memory, pieces, source, &ready, plan, common)),
+            Some(image) => Box::new(Sharing::new(lazy_memory, pieces, source, image, plan, common)),
         };
         let server = Server { policy, status: Arc::clone(&status) };
         let thread = thread::Builder::new()
@@ -234,54 +259,39 @@ fn check(space: &Space, source: &dyn PageSource) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Private memory, of which the blocks with data are loaded lazily.
-fn copying(
-    memory: LazyMemory,
-    source: Box<dyn PageSource>,
-    plan: Plan,
-    status: &Arc<Status>,
-) -> Result<Box<dyn Policy>, StartError> {
+/// Private memory, of which these pieces are loaded lazily.
+fn register(memory: &LazyMemory, pieces: Vec<Piece>) -> Result<Vec<Piece>, StartError> {
     let space = memory.space();
-    let pieces = pieces::with_data(space, |block| source.has_data(block));
-    let mut data = DataMap::new(space.block_count());
-    for block in mark_others(space, &pieces, &status.residency) {
-        data.learn(block, 0);
-    }
     clear(space)?;
     for piece in &pieces {
         memory.register(*piece).map_err(|source| refused(space, LAZY, *piece, source))?;
     }
-    let (ahead, fault, status) = (Stage::new(), Stage::new(), Arc::clone(status));
-    Ok(Box::new(Copying { memory, pieces, source, data, plan, ahead, fault, status }))
+    Ok(pieces)
 }
 
-/// The shared image where it has data, of which the blocks that nobody has loaded yet are loaded
-/// lazily. The rest is private memory of zeroes: a hole of the image would be filled by a read.
-fn sharing(
-    memory: LazyMemory,
-    source: Box<dyn PageSource>,
-    image: Arc<SharedImage>,
-    plan: Plan,
-    status: &Arc<Status>,
-) -> Result<Box<dyn Policy>, StartError> {
+/// The shared image in these pieces, of which the blocks that nobody has loaded yet are loaded
+/// lazily: they are returned. The rest stays private, zeroes too: a read would fill a hole of the
+/// image.
+fn map(
+    memory: &LazyMemory,
+    mapped: &[Piece],
+    image: &SharedImage,
+) -> Result<Vec<Piece>, StartError> {
     let space = memory.space();
     let (ram_bytes, image_bytes) = (space.bytes(), image.image_bytes());
     if ram_bytes != image_bytes {
         return Err(StartError::Length { ram_bytes, image_bytes });
     }
-    let mapped = pieces::with_data(space, |block| source.has_data(block));
-    let is_missing = |block| pieces::contain(&mapped, block) && !image.is_resident(block);
+    let is_missing = |block| pieces::contain(mapped, block) && !image.is_resident(block);
     let pieces = pieces::exactly(space, is_missing);
-    mark_others(space, &pieces, &status.residency);
     clear(space)?;
-    for piece in &mapped {
-        space.map(*piece, &*image).map_err(|source| refused(space, SHARE, *piece, source))?;
+    for piece in mapped {
+        space.map(*piece, image).map_err(|source| refused(space, SHARE, *piece, source))?;
     }
     for piece in &pieces {
         memory.register_file(*piece).map_err(|source| refused(space, LAZY, *piece, source))?;
     }
-    let status = Arc::clone(status);
-    Ok(Box::new(Sharing::new(memory, pieces, source, image, plan, status)))
+    Ok(pieces)
 }
 
 const LAZY: &str = "load lazily";

@@ -11,7 +11,7 @@ use super::{
     userfault::{Filled, LazyMemory},
 };
 use crate::{
-    layout::{CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
+    layout::{BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
     source::{PageSource, SourceError},
 };
 
@@ -20,17 +20,35 @@ const ZEROED_CHUNKS_MAX: u32 = 1024;
 
 /// Loads into private anonymous memory.
 pub(super) struct Copying {
-    pub memory: LazyMemory,
+    memory: LazyMemory,
     /// What is registered.
-    pub pieces: Vec<Piece>,
-    pub source: Box<dyn PageSource>,
-    pub data: DataMap,
-    pub plan: Plan,
+    pieces: Vec<Piece>,
+    source: Box<dyn PageSource>,
+    data: DataMap,
+    plan: Plan,
     /// For what is loaded ahead of faults.
-    pub ahead: Stage,
+    ahead: Stage,
     /// For a fault, which does not wait for that.
-    pub fault: Stage,
-    pub status: Arc<Status>,
+    fault: Stage,
+    status: Arc<Status>,
+}
+
+impl Copying {
+    /// `pieces` is what is registered, and `ready` the blocks outside of it, of which nothing is to be
+    /// loaded.
+    pub fn new(
+        memory: LazyMemory,
+        pieces: Vec<Piece>,
+        source: Box<dyn PageSource>,
+        ready: &[BlockIndex],
+        plan: Plan,
+        status: Arc<Status>,
+    ) -> Self {
+        let mut data = DataMap::new(memory.space().block_count());
+        ready.iter().for_each(|block| data.learn(*block, 0));
+        let (ahead, fault) = (Stage::new(), Stage::new());
+        Self { memory, pieces, source, data, plan, ahead, fault, status }
+    }
 }
 
 impl Policy for Copying {

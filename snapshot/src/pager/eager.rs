@@ -63,11 +63,19 @@ pub fn load_all<B: Bitmap + Clone + Send + Sync + 'static>(
         return Err(LoadError::Length { ram_bytes, image_bytes });
     }
     space.pieces().try_for_each(|piece| space.clear(piece)).map_err(LoadError::Clear)?;
-    let mut buffer: Box<[u8; BLOCK_BYTES]> = vec![0; BLOCK_BYTES]
-        .into_boxed_slice()
-        .try_into()
-        .expect("the buffer has the length of a block");
-    for block in (0..space.block_count()).map(BlockIndex) {
+    load_blocks(memory, &space, source, (0..space.block_count()).map(BlockIndex)).map(|_bytes| ())
+}
+
+/// Loads these blocks into memory that nobody uses yet. Returns how much of them is not zero.
+pub(super) fn load_blocks<B: Bitmap + 'static>(
+    memory: &GuestMemoryMmap<B>,
+    space: &Space,
+    source: &mut dyn PageSource,
+    blocks: impl Iterator<Item = BlockIndex>,
+) -> Result<u64, LoadError> {
+    let mut buffer = block_buffer();
+    let mut data_bytes = 0_u64;
+    for block in blocks {
         let pages = source.load_block(block, &mut buffer).map_err(|source| LoadError::Source {
             address: space.guest(block.offset_bytes()),
             source,
@@ -81,9 +89,16 @@ pub fn load_all<B: Bitmap + Clone + Send + Sync + 'static>(
             memory
                 .write_slice(bytes, address)
                 .map_err(|source| LoadError::Write { address, source })?;
+            data_bytes = data_bytes.saturating_add(bytes.len() as u64);
         }
     }
-    Ok(())
+    Ok(data_bytes)
+}
+
+/// Room for a block on its way.
+pub(super) fn block_buffer() -> Box<[u8; BLOCK_BYTES]> {
+    let buffer = vec![0; BLOCK_BYTES].into_boxed_slice();
+    buffer.try_into().expect("the buffer has the length of a block")
 }
 
 /// Pages of a block that follow one another: the first, and how many.

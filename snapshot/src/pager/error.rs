@@ -4,7 +4,7 @@ use std::io;
 
 use vm_memory::GuestAddress;
 
-use super::{space::SpaceError, userfault::UserfaultError};
+use super::{eager::LoadError, space::SpaceError, userfault::UserfaultError};
 use crate::source::SourceError;
 
 /// Why memory cannot be loaded from here on. Nothing was touched yet.
@@ -41,6 +41,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// What the machine needs first cannot be had.
+    #[error("load what is needed first")]
+    Ahead(#[source] LoadError),
     /// The host has no room for a thread or an event.
     #[error("start the pager's thread")]
     Thread(#[source] io::Error),

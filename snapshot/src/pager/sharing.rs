@@ -4,6 +4,7 @@
 use std::{io, sync::Arc};
 
 use super::{
+    eager::block_buffer,
     error::PagerError,
     plan::{ChunkRun, Plan},
     server::{Policy, Status, Step},
@@ -40,8 +41,7 @@ impl Sharing {
         plan: Plan,
         status: Arc<Status>,
     ) -> Self {
-        let buffer = vec![0; BLOCK_BYTES].into_boxed_slice();
-        let buffer = buffer.try_into().expect("the buffer has the length of a block");
+        let buffer = block_buffer();
         let blocks = pieces.iter().map(|piece| piece.len_bytes.div_ceil(BLOCK_BYTES as u64));
         let missing_blocks = blocks.sum();
         Self { memory, pieces, source, image, plan, buffer, missing_blocks, status }

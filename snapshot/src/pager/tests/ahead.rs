@@ -9,7 +9,7 @@ use std::{
 use vm_memory::GuestMemoryBackend;
 
 use super::*;
-use crate::pager::{ChunkRun, Reach};
+use crate::pager::{ChunkRun, Mapping, Reach, SharedImage};
 
 fn run(first: u32, count: u32) -> ChunkRun {
     ChunkRun { first: ChunkIndex(first), count }
@@ -42,6 +42,32 @@ fn the_working_set_is_loaded_in_its_order_and_nothing_else() {
     }
     assert_eq!(pager.counts().faults, 0);
     assert!(!pager.residency().is_loaded(ChunkIndex(45)));
+}
+
+#[test]
+fn what_is_needed_first_is_there_before_the_start_and_belongs_to_the_clone() {
+    let image = Arc::new(SharedImage::create(6 * BLOCK_BYTES as u64).unwrap());
+    for mapping in [Mapping::Copy, Mapping::Shared(Arc::clone(&image))] {
+        let memory = memory(6);
+        let host = memory.get_host_address(GuestAddress(RAM_START)).unwrap();
+        // SAFETY: the range is guest memory, and the advice changes no content.
+        unsafe {
+            let advice = rustix::mm::Advice::LinuxHugepage;
+            let _a_host_without = rustix::mm::madvise(host.cast(), 6 * BLOCK_BYTES, advice);
+        }
+        let source = TestSource::new(6, some);
+        let log = Arc::clone(&source.log);
+        let ahead = vec![BlockIndex(4), BlockIndex(2), BlockIndex(3), BlockIndex(6)];
+        let options = Options { mapping, ahead, reach: Reach::Chunk, ..Options::default() };
+        let Some(pager) = start(&memory, source, options) else { return };
+        let loaded: Vec<u32> = log.lock().unwrap().iter().map(|chunk| chunk / 32).collect();
+        assert_eq!((loaded[0], loaded[32]), (4, 2));
+        pages(5).skip(2 * 512).for_each(|page| check(&memory, page, some));
+        assert_eq!(pager.counts().faults, 0);
+        // Its neighbours are loaded as ever, whatever the size of the host's huge pages.
+        pages(6).for_each(|page| check(&memory, page, some));
+        assert!(!image.is_resident(BlockIndex(4)), "what is written at once is not shared");
+    }
 }
 
 #[test]
