@@ -5,8 +5,8 @@
 //!                (verified at open)       (its digest     (their digests
 //!                                          is in there)    are in here)
 //! ```
-//! A reader allocates when it is made (and once more for the first compressed piece), then never
-//! again: it serves faults of the very process that would have to find the memory.
+//! The memory of a reader is bounded and used again from one fault to the next: once its buffers and
+//! its 32 places for records have their size, it allocates nothing more.
 
 mod piece;
 mod records;
@@ -180,6 +180,15 @@ fn plain_run(pieces: &[Piece]) -> usize {
         _ => false,
     };
     pieces.windows(2).take_while(|pair| follows(pair)).count().saturating_add(1)
+}
+
+/// The first bytes of a buffer, which grows to the largest that was asked for. So a reader costs
+/// nothing before it is used: making one is on the way of every resume.
+fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if buffer.len() < bytes {
+        buffer.resize(bytes, 0);
+    }
+    buffer.get_mut(..bytes).expect("the buffer was made to have so many")
 }
 
 fn zero_fill(chunk: &mut [u8; CHUNK_BYTES], pages: u16) {

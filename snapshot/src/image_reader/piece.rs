@@ -9,19 +9,19 @@ use crate::page_set::bits;
 use crate::record::{Codec, Piece};
 use crate::source::Fault;
 
+use super::room;
+
 /// Buffers for pieces on their way.
 pub(super) struct PieceLoader {
-    /// Not touched before it is needed, and so not resident.
-    stored: Box<[u8]>,
-    content: Box<[u8]>,
+    stored: Vec<u8>,
+    content: Vec<u8>,
     /// Made when the first compressed piece comes; most snapshots have none.
     decompressor: Option<Decompressor<'static>>,
 }
 
 impl PieceLoader {
     pub(super) fn new() -> Self {
-        let buffer = || vec![0; CHUNK_BYTES].into_boxed_slice();
-        Self { stored: buffer(), content: buffer(), decompressor: None }
+        Self { stored: Vec::new(), content: Vec::new(), decompressor: None }
     }
 
     /// Puts the pages that a piece gives into its chunk, and touches no others.
@@ -75,14 +75,14 @@ impl PieceLoader {
     /// The verified pages of a piece, one after the other.
     fn content(&mut self, pack: Option<&Pack>, piece: &Piece) -> Result<&[u8], Fault> {
         let Self { stored, content, decompressor } = self;
-        let fits = "a piece is no longer than a chunk, as its record was checked";
-        let stored = stored.get_mut(..piece.stored_bytes as usize).expect(fits);
+        // A piece is no longer than a chunk: its record was checked.
+        let stored = room(stored, piece.stored_bytes as usize);
         read(pack, piece.offset, stored)?;
         verify(piece, stored)?;
         match piece.codec {
             Codec::Raw => Ok(stored),
             Codec::Zstd => {
-                let content = content.get_mut(..piece.content_bytes()).expect(fits);
+                let content = room(content, piece.content_bytes());
                 decompress(decompressor, stored, content)?;
                 Ok(content)
             }

@@ -1,20 +1,21 @@
 //! Block records, verified once and kept while their blocks are being loaded.
 
 use crate::id::Digest;
-use crate::layout::{BlockIndex, PAGES_PER_BLOCK, PIECES_PER_BLOCK_MAX};
+use crate::layout::{BlockIndex, PAGES_PER_BLOCK};
 use crate::manifest::{BlockEntry, Layers};
 use crate::pack::{PACK_HEADER_BYTES, Pack};
 use crate::page_set::PageSet;
-use crate::record::{self, Piece, RECORD_BYTES_MAX, RecordError};
+use crate::record::{self, Piece, RecordError};
 use crate::source::Fault;
 
-/// Records that are kept: blocks that vCPUs touch in turn. Their memory is 1 MiB, of which only what
-/// is used is resident.
+use super::room;
+
+/// Records that are kept: blocks that vCPUs touch in turn. At most 1.2 MiB, if they are hostile.
 const KEPT_MAX: usize = 32;
 
 pub(super) struct Records {
     kept: Vec<Kept>,
-    encoded: Box<[u8]>,
+    encoded: Vec<u8>,
 }
 
 struct Kept {
@@ -25,9 +26,9 @@ struct Kept {
 
 impl Records {
     pub(super) fn new() -> Self {
-        let kept = || Kept { block: None, pieces: Vec::with_capacity(PIECES_PER_BLOCK_MAX) };
+        let kept = || Kept { block: None, pieces: Vec::new() };
         let kept = (0..KEPT_MAX).map(|_| kept()).collect();
-        Self { kept, encoded: vec![0; RECORD_BYTES_MAX].into() }
+        Self { kept, encoded: Vec::new() }
     }
 
     /// The pieces of a block of an image with so many pages.
@@ -53,13 +54,12 @@ impl Records {
 fn read(
     pack: Option<&Pack>,
     entry: &BlockEntry,
-    encoded: &mut [u8],
+    encoded: &mut Vec<u8>,
     pieces: &mut Vec<Piece>,
 ) -> Result<(), Fault> {
     let pack = pack.ok_or(Fault::PackAbsent)?;
-    let encoded = encoded
-        .get_mut(..entry.record_bytes as usize)
-        .expect("a manifest has no entry with a larger record");
+    // A manifest has no entry with a record of more than 512 pieces.
+    let encoded = room(encoded, entry.record_bytes as usize);
     pack.content.read_exact_at(encoded, entry.record_offset).map_err(Fault::Read)?;
     let (expected, found) = (entry.digest, Digest::of(encoded));
     if expected != found {

@@ -81,8 +81,13 @@ fn keep(pack: Pack, wanted: &BTreeSet<PackId>, found: &mut HashMap<PackId, Pack>
 
 fn open(path: &Path) -> Result<Pack, PackError> {
     let label = path.display().to_string();
-    match File::open(path) {
-        Ok(file) => Pack::open(&label, Arc::new(file)),
+    // A pipe would block the one who opens it.
+    let opened = path.metadata().and_then(|metadata| {
+        if metadata.is_file() { File::open(path).map(Some) } else { Ok(None) }
+    });
+    match opened {
+        Ok(Some(file)) => Pack::open(&label, Arc::new(file)),
+        Ok(None) => Err(PackError::Header { label, reason: "it is no regular file" }),
         Err(source) => Err(PackError::Read { label, source }),
     }
 }
@@ -95,14 +100,9 @@ fn scan(
     let error =
         |source| PackError::Directory { directory: directory.display().to_string(), source };
     for entry in directory.read_dir().map_err(error)?.take(PACK_FILES_MAX) {
-        let entry = entry.map_err(error)?;
-        let path = entry.path();
-        // A pipe or a device would block the one who opens it.
-        let regular = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if !regular || path.extension().is_none_or(|extension| extension != "pack") {
-            continue;
-        }
-        if let Ok(pack) = open(&path) {
+        let path = entry.map_err(error)?.path();
+        let is_pack = path.extension().is_some_and(|extension| extension == "pack");
+        if let Some(pack) = is_pack.then(|| open(&path).ok()).flatten() {
             keep(pack, wanted, found);
         }
     }
@@ -124,6 +124,13 @@ mod tests {
         let search = PackSearch::new().directory(directory.path());
         let found = search.find(&BTreeSet::from([one, two, absent])).unwrap();
         assert_eq!(found.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([one, two]));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = PackSearch::new().file(directory.path()).find(&BTreeSet::new()).unwrap_err();
+        assert!(error.to_string().ends_with("is no pack: it is no regular file"), "{error}");
     }
 
     #[test]

@@ -181,6 +181,32 @@ fn a_fault_says_which_page_of_which_layer_it_was() {
 }
 
 #[test]
+fn a_broken_parent_can_still_be_written_over() {
+    let small = small();
+    let mut packs = small.packs();
+    packs[0] = Arc::new(Flipped { pack: Arc::clone(&small.packs[0]), at: 4096 + 5 });
+    let parent = open(&small.child.manifest, &packs).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (pack, path) = (directory.path().join("new.pack"), directory.path().join("new"));
+    let write = |compare| {
+        let (storage, options) = (Arc::new(HostStorage), Options { compare, ..options(3) });
+        let mut writer = Writer::create(storage, &pack, options, images(), Some(&parent))?;
+        let mut pages = PageSet::EMPTY;
+        pages.insert_chunk(1, u16::MAX);
+        let chunk: Vec<_> = (0..16).flat_map(content).collect();
+        writer.put_block(&name("ram"), BlockIndex(0), &pages, &chunk)?;
+        writer.commit(&path, description("new"))
+    };
+    assert!(matches!(write(Compare::Pages), Err(WriteError::Parent(_))));
+    assert!(!pack.exists() && !path.exists());
+    write(Compare::Digests).unwrap();
+    let search = packs
+        .into_iter()
+        .fold(PackSearch::new().file(&pack), |search, pack| search.content("pack", pack));
+    assert!(verify(&Snapshot::open(&path, &search).unwrap(), |_| {}).is_intact());
+}
+
+#[test]
 fn a_pack_that_is_cut_after_it_was_opened_is_an_error_and_no_signal() {
     let small = small();
     let path = small.directory.path().join("manifest");

@@ -105,9 +105,11 @@ impl ChunkWriter {
         if let Some(base) = base {
             let compare = self.compare == Compare::Pages && of_base & fresh != 0;
             let many = fresh != 0 && pieces.len() >= PIECES_PER_CHUNK_LIKED;
-            loaded = compare || many;
-            if loaded {
-                base.load_chunk(change.chunk, as_chunk(&mut self.base))?;
+            if compare || many {
+                let result = base.load_chunk(change.chunk, as_chunk(&mut self.base));
+                loaded = result.is_ok();
+                // Putting a chunk together is a favour that a broken parent need not be done.
+                result.map(|_| ()).or_else(|error| if compare { Err(error) } else { Ok(()) })?;
             }
             if compare {
                 let same = same_pages(&given, &self.base) & of_base & fresh;

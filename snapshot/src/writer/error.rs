@@ -38,7 +38,8 @@ pub enum WriteError {
         /// The pack.
         path: PathBuf,
     },
-    /// The parent's content cannot be read.
+    /// The parent's content cannot be read. With [`Compare::Digests`](super::Compare::Digests) less
+    /// of it is needed.
     #[error("read the parent's content")]
     Parent(#[from] SourceError),
     /// The manifest would be one that no reader accepts.
