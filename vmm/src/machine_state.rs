@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  shape       how many vCPUs, how much RAM, which GIC, which device where
+//!  maker       whether what the host says of its vCPUs need not be compared
 //!  vcpu-N      registers, power state and pending errors of one vCPU
 //!  gic         distributor, redistributors, CPU interfaces, pending interrupts, line levels
 //!  clock       the guest's counter, once for all vCPUs
@@ -13,6 +14,7 @@
 
 pub mod clock;
 pub mod gic;
+pub mod maker;
 pub mod register;
 pub mod shape;
 pub mod vcpu;

@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use super::{Assembled, Machine, load};
 use crate::arch::aarch64::layout;
+use crate::machine_state::maker::Maker;
 use crate::machine_state::shape::DeviceShape;
 use crate::machine_state::vcpu::section_name;
 use crate::machine_state::{MachineState, Remaining, Shape, StateError};
@@ -99,6 +100,7 @@ pub(super) fn save(machine: &Machine) -> Result<MachineState, SaveError> {
     let ram_bytes = machine.memory.iter().map(GuestMemoryRegion::len).sum();
     let mut state = MachineState::default();
     state.put(Shape::SECTION, &Shape::of(vcpus.len(), ram_bytes, gic.version(), table));
+    state.put(Maker::SECTION, &vcpu::maker(first));
     for (index, vcpu) in vcpus.iter().enumerate() {
         state.put(&section_name(index), &vcpu.save(&list)?);
     }

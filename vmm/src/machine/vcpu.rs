@@ -70,6 +70,9 @@ pub enum Exit {
 pub struct Vcpu {
     index: u8,
     fd: VcpuFd,
+    /// How it was made.
+    target: u32,
+    features: u32,
 }
 
 impl Vcpu {
@@ -101,12 +104,17 @@ impl Vcpu {
             let feature = KVM_ARM_VCPU_SVE.cast_signed();
             fd.vcpu_finalize(&feature).map_err(failed("finalise SVE of"))?;
         }
-        Ok(Self { index, fd })
+        Ok(Self { index, fd, target: init.target, features: init.features[0] })
     }
 
     /// Counted from 0.
     pub fn index(&self) -> u8 {
         self.index
+    }
+
+    /// Which kind of vCPU it is, and with what, by KVM's numbers.
+    pub(super) fn kind(&self) -> (u32, u32) {
+        (self.target, self.features)
     }
 
     /// For what is asked of KVM while it does not run.

@@ -5,8 +5,9 @@
 //! time.
 //!
 //! Each register costs a system call, and a vCPU has some 260. So the ID registers, which all
-//! vCPUs of a machine share, are read from the first only; and what is zero in a new vCPU anyway,
-//! most of it breakpoints that nobody uses, is not written.
+//! vCPUs of a machine share, are read from the first only, and not at all where the same KVM made
+//! the saved vCPUs; and what is zero in a new vCPU anyway, most of it breakpoints that nobody
+//! uses, is not written.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -18,6 +19,7 @@ use kvm_ioctls::Error;
 
 use super::super::vcpu::Vcpu;
 use super::{RestoreError, SaveError};
+use crate::machine_state::maker::Maker;
 use crate::machine_state::register::RegisterId;
 use crate::machine_state::vcpu::{PendingError, Power, VcpuState, section_name};
 use crate::machine_state::{Remaining, StateError};
@@ -85,21 +87,23 @@ impl Vcpu {
         Ok(value.map_err(failed)?.to_vec())
     }
 
-    /// Takes on the state of `section`; `here` is what the first vCPU is.
+    /// Takes on the state of `section`; `here` is what the first vCPU is, if that must be compared.
     fn load(
         &self,
         section: &str,
         state: &VcpuState,
         list: &[RegisterId],
-        here: &Identification,
+        here: Option<&Identification>,
     ) -> Result<(), RestoreError> {
         let failed =
             |what: &dyn Display, source| RestoreError::Write { what: self.part(what), source };
         for (id, value) in state.registers(section, list)? {
             if id == RegisterId::MPIDR_EL1 {
                 compare(id, value, &self.read_here(id)?)?;
-            } else if let Some(here) = here.get(&id) {
-                compare(id, value, here)?;
+            } else if id.is_identification() {
+                if let Some(here) = here.and_then(|here| here.get(&id)) {
+                    compare(id, value, here)?;
+                }
             } else if !id.is_zero_at_power_on() || value.iter().any(|byte| *byte != 0) {
                 self.fd().set_one_reg(id.0, value).map_err(|source| failed(&id, source))?;
             }
@@ -138,16 +142,25 @@ fn compare(id: RegisterId, saved: &[u8], here: &[u8]) -> Result<(), StateError> 
     }
 }
 
+/// What is known of who made this vCPU.
+pub(super) fn maker(vcpu: &Vcpu) -> Maker {
+    let (target, features) = vcpu.kind();
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Maker { boot_id: boot_id.trim_end().into(), target, features }
+}
+
 /// Has each vCPU take on its section.
 pub(super) fn load(vcpus: &[Vcpu], sections: &mut Remaining) -> Result<(), RestoreError> {
     let Some(first) = vcpus.first() else { return Ok(()) };
     let list = first
         .register_list()
         .map_err(|source| RestoreError::Read { what: "the list of registers".into(), source })?;
-    let here = first.identification(&list)?;
+    let saved_by: Maker = sections.take(Maker::SECTION)?;
+    let here =
+        if saved_by.is_the_same(&maker(first)) { None } else { Some(first.identification(&list)?) };
     for (index, vcpu) in vcpus.iter().enumerate() {
         let name = section_name(index);
-        vcpu.load(&name, &sections.take(&name)?, &list, &here)?;
+        vcpu.load(&name, &sections.take(&name)?, &list, here.as_ref())?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::arch::aarch64::fdt;
 use crate::machine_state::gic::{Register, Registers, Write};
+use crate::machine_state::maker::Maker;
 
 #[test]
 fn the_state_of_a_restored_machine_is_the_one_it_was_restored_from() {
@@ -102,4 +103,19 @@ fn a_new_machine_has_the_values_that_a_restore_does_not_write() {
     };
     check(&registers.shared, &gic.shared);
     gic.private.iter().for_each(|values| check(&registers.private, values));
+}
+
+#[test]
+fn a_state_from_another_boot_of_the_host_or_another_like_it_makes_the_same_machine() {
+    let (machine, _wake) = boot(&guests::cpus(), 2);
+    until(|| (count_of(&machine, 1) > 100).then_some(()));
+    let mut saved = save(machine, 2);
+    let maker: Maker = section(&saved.state, Maker::SECTION);
+    assert!(maker.is_the_same(&maker), "this host has a boot_id");
+    let elsewhere = Maker { boot_id: "00000000-0000-4000-8000-000000000000".into(), ..maker };
+    replace(&mut saved.state, Maker::SECTION, &elsewhere);
+    let machine = saved.restore();
+    let before = saved.read(MAILBOX + 64);
+    until(|| (count_of(&machine, 1) > before).then_some(()));
+    assert_eq!(complaint(&machine, 1), 0);
 }

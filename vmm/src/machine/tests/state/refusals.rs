@@ -1,6 +1,7 @@
 //! What a machine does not take on, and what it says then.
 
 use super::*;
+use crate::machine_state::maker::Maker;
 
 #[test]
 fn a_foreign_register_and_another_cpu_are_refused_by_name() {
@@ -22,6 +23,10 @@ fn a_foreign_register_and_another_cpu_are_refused_by_name() {
             }
         }
         replace(&mut state, &name, &changed);
+        // As if it came from elsewhere.
+        let maker: Maker = section(&state, Maker::SECTION);
+        let maker = Maker { boot_id: format!("not {}", maker.boot_id), ..maker };
+        replace(&mut state, Maker::SECTION, &maker);
         let other = Saved { state, ram: Vec::new(), vcpu_count: 2 };
         other.refusal(other.hardware())
     };
