@@ -23,6 +23,8 @@ pub const LAYERS_MAX: usize = 32;
 pub const IMAGES_MAX: usize = 32;
 /// Bytes of one image.
 pub const IMAGE_BYTES_MAX: u64 = 32 << 30;
+/// Blocks of one image.
+pub const BLOCKS_MAX: usize = (IMAGE_BYTES_MAX / BLOCK_BYTES as u64) as usize;
 /// Bytes of one pack: more than all images can hold.
 pub const PACK_BYTES_MAX: u64 = 1 << 42;
 /// Bytes of a manifest: what opening one may allocate.

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use crate::id::{PackId, SnapshotId};
 use crate::image_reader::ImageReader;
-use crate::layout::MANIFEST_BYTES_MAX;
 use crate::machine_sections::MachineSections;
-use crate::manifest::{Header, Manifest, ManifestError};
+use crate::manifest::{HEADER_BYTES, Header, Manifest, ManifestError};
 use crate::name::Name;
 use crate::pack::{Pack, PackError, PackSearch};
 use crate::record::layer_bit;
@@ -184,11 +183,11 @@ impl Snapshot {
 /// Reads a manifest, after its header has said how long it is and been believed.
 fn read_manifest(mut file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than the limit is enough to see that there are too many.
-    let limit = MANIFEST_BYTES_MAX.saturating_add(1);
-    file.by_ref().take(crate::manifest::HEADER_BYTES as u64).read_to_end(&mut bytes)?;
-    if Header::decode(&bytes).is_ok() {
-        file.take(limit).read_to_end(&mut bytes)?;
+    file.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+    if let Ok(header) = Header::decode(&bytes) {
+        // One byte more than there should be is enough to see that there are too many.
+        let rest = header.total_bytes.saturating_sub(HEADER_BYTES as u64).saturating_add(1);
+        file.take(rest).read_to_end(&mut bytes)?;
     }
     Ok(bytes)
 }

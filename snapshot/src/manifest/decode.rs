@@ -6,7 +6,10 @@ use std::vec::IntoIter;
 
 use crate::cpu::{CpuFeature, CpuRule};
 use crate::id::{Digest, PackId, SnapshotId};
-use crate::layout::{BlockIndex, IMAGES_MAX, LAYERS_MAX, MACHINE_SECTIONS_MAX};
+use crate::layout::{
+    BLOCKS_MAX, BlockIndex, CPU_FEATURES_MAX, IMAGES_MAX, LAYERS_MAX, MACHINE_SECTIONS_MAX,
+    MEMORY_REGIONS_MAX, WORKING_SET_RUNS_MAX,
+};
 use crate::name::{Name, NameError};
 use crate::section::Tag;
 use crate::wire::{Cursor, Truncated};
@@ -165,7 +168,7 @@ impl<'a> RawSection<'a> {
     }
 
     fn cpu_features(&self) -> Result<Vec<CpuFeature>, ManifestError> {
-        self.read(|cursor| many(cursor, cpu_feature))
+        self.read(|cursor| many(cursor, CPU_FEATURES_MAX, cpu_feature))
     }
 
     fn machine(self) -> Result<MachineSection, ManifestError> {
@@ -189,21 +192,20 @@ fn metadata(cursor: &mut Cursor<'_>) -> Result<Metadata, Refusal> {
 
 fn layers(cursor: &mut Cursor<'_>) -> Result<Layers, Refusal> {
     let own = cursor.u8()?;
-    let slots = many(cursor, |cursor| {
+    let slots = many(cursor, LAYERS_MAX, |cursor| {
         let layer = Layer { pack: PackId(cursor.array()?), pack_bytes: cursor.u64()? };
         if layer.pack == PackId::NIL && layer.pack_bytes != 0 {
             return Err(Refusal::Field("pack_bytes", layer.pack_bytes, "0 in an empty slot"));
         }
         Ok((layer.pack != PackId::NIL).then_some(layer))
     })?;
-    if slots.len() > LAYERS_MAX {
-        return Err(Refusal::Field("layers", slots.len() as u64, "at most 32"));
-    }
     Ok(Layers { slots, own })
 }
 
 fn memory_regions(cursor: &mut Cursor<'_>) -> Result<Vec<MemoryRegion>, Refusal> {
-    many(cursor, |cursor| Ok(MemoryRegion { guest_address: cursor.u64()?, bytes: cursor.u64()? }))
+    many(cursor, MEMORY_REGIONS_MAX, |cursor| {
+        Ok(MemoryRegion { guest_address: cursor.u64()?, bytes: cursor.u64()? })
+    })
 }
 
 fn image(cursor: &mut Cursor<'_>, name: Name) -> Result<ImageIndex, Refusal> {
@@ -213,7 +215,7 @@ fn image(cursor: &mut Cursor<'_>, name: Name) -> Result<ImageIndex, Refusal> {
         other => return Err(Refusal::Field("kind", other.into(), "0 (memory) or 1 (disk)")),
     };
     let image = Image { kind, name, bytes: cursor.u64()? };
-    Ok(ImageIndex { image, blocks: many(cursor, block_entry)? })
+    Ok(ImageIndex { image, blocks: many(cursor, BLOCKS_MAX, block_entry)? })
 }
 
 fn block_entry(cursor: &mut Cursor<'_>) -> Result<BlockEntry, Refusal> {
@@ -246,7 +248,7 @@ fn cpu_feature(cursor: &mut Cursor<'_>) -> Result<CpuFeature, Refusal> {
 }
 
 fn working_set(cursor: &mut Cursor<'_>) -> Result<Vec<PageRun>, Refusal> {
-    many(cursor, |cursor| {
+    many(cursor, WORKING_SET_RUNS_MAX, |cursor| {
         let (first_page, page_count, flags) = (cursor.u32()?, cursor.u32()?, cursor.u32()?);
         match flags {
             0 | 1 => Ok(PageRun { first_page, page_count, written: flags == 1 }),
@@ -255,13 +257,17 @@ fn working_set(cursor: &mut Cursor<'_>) -> Result<Vec<PageRun>, Refusal> {
     })
 }
 
-/// Entries up to the end of the section.
+/// Entries up to the end of the section, but no more than there may be.
 fn many<'a, T>(
     cursor: &mut Cursor<'a>,
+    limit: usize,
     mut entry: impl FnMut(&mut Cursor<'a>) -> Result<T, Refusal>,
 ) -> Result<Vec<T>, Refusal> {
     let mut entries = Vec::new();
     while cursor.left() > 0 {
+        if entries.len() >= limit {
+            return Err(Refusal::Field("entries", entries.len() as u64, "there are more"));
+        }
         entries.push(entry(cursor)?);
     }
     Ok(entries)

@@ -125,6 +125,24 @@ fn sections_that_nobody_knows_or_that_are_missing_are_refused_by_name() {
 }
 
 #[test]
+fn lists_that_are_too_long_are_refused_before_they_are_read() {
+    let longer = |what: &[u8], bytes: u32| {
+        refusal_of_bytes(|manifest| {
+            let at = find(manifest, what);
+            let name_bytes = usize::from(manifest[at + 7]);
+            let body_bytes = u32::from_le_bytes(manifest[at + 8..at + 12].try_into().unwrap());
+            manifest[at + 8..at + 12].copy_from_slice(&(body_bytes + bytes).to_le_bytes());
+            let end = at + 12 + name_bytes + body_bytes as usize;
+            manifest.splice(end..end, std::iter::repeat_n(0, bytes as usize));
+        })
+    };
+    assert!(longer(b"LAYR\x01", 24 * 30).contains("entries = 32"));
+    assert!(longer(b"MEMR\x01", 16 * 64).contains("entries = 64"));
+    assert!(longer(b"IMGX\x01", 56 * 16384).contains("entries = 16384"));
+    assert!(longer(b"WSET\x01", 12 << 18).contains("entries = 262144"));
+}
+
+#[test]
 fn numbers_that_do_not_fit_each_other_are_refused_by_field() {
     let refuses = |change: fn(&mut Manifest), expected: &str| {
         let text = refusal(change);

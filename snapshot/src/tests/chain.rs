@@ -118,6 +118,32 @@ fn a_chain_as_long_as_the_format_allows_is_refused_by_name_and_not_before() {
 }
 
 #[test]
+fn the_largest_image_there_can_be_costs_what_is_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = layout::IMAGE_BYTES_MAX;
+    let image = Image { kind: ImageKind::Disk, name: name("big"), bytes };
+    let (pack, path) = (directory.path().join("a.pack"), directory.path().join("manifest"));
+    let storage = std::sync::Arc::new(HostStorage);
+    let mut writer = Writer::create(storage, &pack, options(1), vec![image], None).unwrap();
+    let last = BlockIndex(layout::block_count(bytes) - 1);
+    let mut pages = PageSet::EMPTY;
+    pages.insert(layout::PAGES_PER_BLOCK - 1);
+    writer.put_block(&name("big"), last, &pages, &content(1)).unwrap();
+    let mut told = description("big");
+    told.memory_regions.clear();
+    told.working_set.clear();
+    let committed = writer.commit(&path, told).unwrap();
+    assert!(committed.pack_bytes + committed.manifest_bytes < 10_000);
+    let snapshot = Snapshot::open(&path, &PackSearch::new().file(&pack)).unwrap();
+    let mut reader = snapshot.image(&name("big")).unwrap();
+    assert_eq!(reader.pages(last).unwrap(), pages);
+    let mut out = [0; layout::CHUNK_BYTES];
+    reader.load_chunk(last.chunk(31), &mut out).unwrap();
+    assert!(out[15 * PAGE_BYTES..] == content(1));
+    assert!(reader.pages(BlockIndex(last.0 + 1)).is_err());
+}
+
+#[test]
 fn a_chunk_that_changes_in_every_snapshot_stays_in_few_pieces() {
     let directory = tempfile::tempdir().unwrap();
     let mut model = model((0..16).map(|page| ("ram", page, u64::from(page))));
