@@ -33,6 +33,7 @@ mod tests;
 mod userfault;
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{
         Arc,
@@ -89,8 +90,8 @@ pub struct Options {
     /// Where to.
     pub mapping: Mapping,
     /// Blocks that are loaded before [`Pager::start`] returns: those that the machine is known to need
-    /// and to write at once. They are in private memory whatever the mapping, and in huge pages
-    /// where the host has them.
+    /// and to write at once. They are in private memory whatever the mapping (copied out of the image
+    /// that is shared), and in huge pages where the host has them.
     pub ahead: Vec<BlockIndex>,
     /// What is loaded ahead of faults while the machine runs, in this order. What is not in the image is left out.
     pub working_set: Vec<ChunkRun>,
@@ -137,8 +138,9 @@ impl Pager {
             is_complete: AtomicBool::new(false),
             stop: stop.map_err(|error| StartError::Thread(error.into()))?,
         });
-        let is_ahead = |block: &BlockIndex| options.ahead.contains(block);
-        let lazy = pieces::with_data(&space, |block| source.has_data(block) && !is_ahead(&block));
+        let ahead: BTreeSet<BlockIndex> = options.ahead.into_iter().collect();
+        let is_lazy = |block| source.has_data(block) && !ahead.contains(&block);
+        let lazy = pieces::with_data(&space, is_lazy);
         let lazy_memory = LazyMemory::new(userfault, space);
         let image = match options.mapping {
             Mapping::Copy => None,
@@ -151,10 +153,11 @@ impl Pager {
         let space = lazy_memory.space();
         let ready = mark_others(space, &pieces, &status.residency);
         // Only now: a huge page that is filled there cannot reach into what is loaded lazily.
-        let mut ahead = options.ahead.clone();
-        ahead.retain(|block| block.0 < blocks && source.has_data(*block));
-        ahead.retain(|block| !pieces::contain(&lazy, *block));
-        let data_bytes = load_blocks(memory, space, &mut *source, ahead.into_iter());
+        let is_mine = |block: &BlockIndex| block.0 < blocks && !pieces::contain(&lazy, *block);
+        let ahead = ahead.into_iter().filter(is_mine).filter(|block| source.has_data(*block));
+        let ahead: Vec<BlockIndex> = ahead.collect();
+        let shared = image.as_deref();
+        let data_bytes = load_blocks(memory, space, &mut *source, shared, ahead.into_iter());
         let data_bytes = data_bytes.map_err(StartError::Ahead)?;
         status.statistics.copied_bytes.add(data_bytes);
         status.statistics.prefetched_bytes.add(data_bytes);

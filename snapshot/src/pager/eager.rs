@@ -2,9 +2,14 @@
 
 use std::io;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, bitmap::Bitmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, VolatileMemoryError, bitmap::Bitmap,
+};
 
-use super::space::{Space, SpaceError};
+use super::{
+    shared_image::{SharedImage, SharedLoadError},
+    space::{Space, SpaceError},
+};
 use crate::{
     layout::{BLOCK_BYTES, BlockIndex, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex},
     page_set::PageSet,
@@ -37,6 +42,15 @@ pub enum LoadError {
         #[source]
         source: SourceError,
     },
+    /// The shared image does not take it.
+    #[error("share the guest's memory at {:#x}", address.0)]
+    Image {
+        /// The block.
+        address: GuestAddress,
+        /// The cause.
+        #[source]
+        source: VolatileMemoryError,
+    },
     /// The memory does not take it.
     #[error("fill the guest's memory at {:#x}", address.0)]
     Write {
@@ -63,22 +77,30 @@ pub fn load_all<B: Bitmap + Clone + Send + Sync + 'static>(
         return Err(LoadError::Length { ram_bytes, image_bytes });
     }
     space.pieces().try_for_each(|piece| space.clear(piece)).map_err(LoadError::Clear)?;
-    load_blocks(memory, &space, source, (0..space.block_count()).map(BlockIndex)).map(|_bytes| ())
+    let blocks = (0..space.block_count()).map(BlockIndex);
+    load_blocks(memory, &space, source, None, blocks).map(|_bytes| ())
 }
 
-/// Loads these blocks into memory that nobody uses yet. Returns how much of them is not zero.
+/// Loads these blocks into memory that nobody uses yet, through an image if there is one. Returns how
+/// much of them is not zero.
 pub(super) fn load_blocks<B: Bitmap + 'static>(
     memory: &GuestMemoryMmap<B>,
     space: &Space,
     source: &mut dyn PageSource,
+    image: Option<&SharedImage>,
     blocks: impl Iterator<Item = BlockIndex>,
 ) -> Result<u64, LoadError> {
     let mut buffer = block_buffer();
     let mut data_bytes = 0_u64;
     for block in blocks {
-        let pages = source.load_block(block, &mut buffer).map_err(|source| LoadError::Source {
-            address: space.guest(block.offset_bytes()),
-            source,
+        let address = space.guest(block.offset_bytes());
+        let pages = match image {
+            None => source.load_block(block, &mut buffer).map_err(SharedLoadError::Source),
+            Some(image) => image.load_block(block, source, &mut buffer),
+        };
+        let pages = pages.map_err(|error| match error {
+            SharedLoadError::Source(source) => LoadError::Source { address, source },
+            SharedLoadError::Image(source) => LoadError::Image { address, source },
         })?;
         for (first, count) in runs(&pages) {
             let page = PageIndex(block.first_page().0.saturating_add(first as u32));

@@ -16,7 +16,11 @@ use rustix::{
 };
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileMemoryError, mmap};
 
-use crate::layout::{BLOCK_BYTES, BlockIndex, IMAGE_BYTES_MAX, block_count};
+use crate::{
+    layout::{BLOCK_BYTES, BlockIndex, IMAGE_BYTES_MAX, block_count},
+    page_set::PageSet,
+    source::{PageSource, SourceError},
+};
 
 /// State of a block that is there, whole and verified.
 const RESIDENT: u8 = 1;
@@ -64,6 +68,17 @@ pub enum SharedImageError {
     Map(#[source] mmap::MmapRegionError),
 }
 
+/// Why a block does not come through the image.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SharedLoadError {
+    /// Its content cannot be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The image does not take it.
+    #[error(transparent)]
+    Image(#[from] VolatileMemoryError),
+}
+
 impl SharedImage {
     /// An image of which nothing is loaded yet.
     ///
@@ -108,7 +123,7 @@ impl SharedImage {
     }
 
     /// Puts a verified block there. Two who do it at once write the same.
-    pub(super) fn publish(
+    fn publish(
         &self,
         block: BlockIndex,
         bytes: &[u8; BLOCK_BYTES],
@@ -119,6 +134,32 @@ impl SharedImage {
             state.store(RESIDENT, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// The content of a block that is there.
+    fn read(
+        &self,
+        block: BlockIndex,
+        out: &mut [u8; BLOCK_BYTES],
+    ) -> Result<(), VolatileMemoryError> {
+        self.window.as_volatile_slice().read_slice(out, block.offset_bytes() as usize)
+    }
+
+    /// Loads a block through the image: it is there afterwards, and was verified once for all who
+    /// share it.
+    pub(super) fn load_block(
+        &self,
+        block: BlockIndex,
+        source: &mut dyn PageSource,
+        out: &mut [u8; BLOCK_BYTES],
+    ) -> Result<PageSet, SharedLoadError> {
+        if self.is_resident(block) {
+            self.read(block, out)?;
+            return Ok(source.pages(block)?);
+        }
+        let pages = source.load_block(block, out)?;
+        self.publish(block, out)?;
+        Ok(pages)
     }
 
     fn state(&self, block: BlockIndex) -> Option<&AtomicU8> {

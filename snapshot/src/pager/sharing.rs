@@ -8,7 +8,7 @@ use super::{
     error::PagerError,
     plan::{ChunkRun, Plan},
     server::{Policy, Status, Step},
-    shared_image::SharedImage,
+    shared_image::{SharedImage, SharedLoadError},
     space::Piece,
     userfault::LazyMemory,
 };
@@ -57,14 +57,14 @@ impl Sharing {
         let whole = Piece { offset_bytes: block.offset_bytes(), len_bytes: BLOCK_BYTES as u64 };
         let piece = space.in_one_region(whole);
         if !self.image.is_resident(block) {
-            let loaded = self.source.load_block(block, &mut self.buffer);
-            loaded.map_err(|source| PagerError::Source {
-                address: space.guest(touched.offset_bytes()),
-                source,
-            })?;
-            let published = self.image.publish(block, &self.buffer);
-            published.map_err(|error| {
-                space.error("share the content of", piece, io::Error::other(error))
+            let loaded = self.image.load_block(block, &mut *self.source, &mut self.buffer);
+            loaded.map_err(|error| match error {
+                SharedLoadError::Source(source) => {
+                    PagerError::Source { address: space.guest(touched.offset_bytes()), source }
+                }
+                SharedLoadError::Image(source) => {
+                    space.error("share the content of", piece, io::Error::other(source))
+                }
             })?;
             self.status.statistics.copied_bytes.add(piece.len_bytes);
         }
