@@ -123,6 +123,18 @@ fn a_guest_goes_on_where_it_was_on_all_its_cpus_and_with_all_its_registers() {
 }
 
 #[test]
+fn a_guest_that_is_saved_while_it_turns_its_cpus_on_turns_them_on() {
+    for _ in 0..10 {
+        let (machine, _wake) = boot(&guests::cpus(), 4);
+        let machine = save(machine, 4).restore();
+        for cpu in 0..4 {
+            until(|| (count_of(&machine, cpu) > 10).then_some(()));
+            assert_eq!(complaint(&machine, cpu), 0, "CPU {cpu}");
+        }
+    }
+}
+
+#[test]
 fn the_guests_counter_goes_on_from_where_it_was() {
     let (machine, _wake) = boot(&guests::cpus(), 1);
     until(|| (count_of(&machine, 0) > 1000).then_some(()));
