@@ -61,7 +61,7 @@ pub use self::{
     eager::{LoadError, load_all},
     error::{PagerError, StartError},
     plan::{ChunkRun, Reach},
-    recording::{RECORDED_CHUNKS_MAX, Touch},
+    recording::{RECORDED_CHUNKS_MAX, Touch, working_set},
     residency::Residency,
     shared_image::{SharedImage, SharedImageError},
     space::SpaceError,

@@ -3,7 +3,10 @@
 
 use std::collections::VecDeque;
 
-use crate::layout::{BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex};
+use crate::{
+    layout::{BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
+    manifest::PageRun,
+};
 
 /// Blocks that wait for the rest of them; the oldest is forgotten for a new one.
 const BLOCKS_MAX: usize = 64;
@@ -102,6 +105,15 @@ impl Plan {
     }
 }
 
+impl From<&PageRun> for ChunkRun {
+    /// The chunks that the pages of a recorded working set lie in.
+    fn from(run: &PageRun) -> Self {
+        let last = run.first_page.saturating_add(run.page_count.saturating_sub(1));
+        let (first, last) = (PageIndex(run.first_page).chunk(), PageIndex(last).chunk());
+        Self { first, count: last.0.saturating_sub(first.0).saturating_add(1) }
+    }
+}
+
 fn advance(run: &mut ChunkRun, count: u32) {
     run.first = ChunkIndex(run.first.0.saturating_add(count));
     run.count = run.count.saturating_sub(count);
@@ -127,6 +139,17 @@ mod tests {
         assert_eq!(order[..3], [70, 71, 5]);
         assert_eq!(order[3..35], (32..64).collect::<Vec<_>>());
         assert_eq!(order[35..], (0..96).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn pages_of_a_working_set_become_the_chunks_they_lie_in() {
+        let run_of = |first_page, page_count| {
+            ChunkRun::from(&PageRun { first_page, page_count, written: false })
+        };
+        assert_eq!(run_of(16, 16), run(1, 1));
+        assert_eq!(run_of(31, 2), run(1, 2));
+        assert_eq!(run_of(5, 0), run(0, 1));
+        assert_eq!(run_of(u32::MAX, u32::MAX), run(u32::MAX >> 4, 1));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use crate::layout::{BlockIndex, ChunkIndex};
+use crate::{
+    layout::{BlockIndex, ChunkIndex, PAGES_PER_CHUNK},
+    manifest::PageRun,
+};
 
 /// Chunks of one recording: 4 GiB of memory. What is touched later is no head start.
 pub const RECORDED_CHUNKS_MAX: usize = 1 << 16;
@@ -65,6 +68,27 @@ impl Recording {
             .map(|chunk| Touch { chunk, is_write: is_marked(&self.written, chunk) })
             .collect()
     }
+}
+
+/// What was touched as a snapshot has it, in the same order: chunks that follow one another in both,
+/// and of which all or none was written, are one run.
+pub fn working_set(touches: &[Touch]) -> Vec<PageRun> {
+    const PAGES: u32 = PAGES_PER_CHUNK as u32;
+    let mut runs: Vec<PageRun> = Vec::new();
+    for touch in touches {
+        let first_page = touch.chunk.first_page().0;
+        let follows = |run: &&mut PageRun| {
+            run.written == touch.is_write
+                && run.first_page.checked_add(run.page_count) == Some(first_page)
+        };
+        match runs.last_mut().filter(follows) {
+            Some(run) => run.page_count = run.page_count.saturating_add(PAGES),
+            None => {
+                runs.push(PageRun { first_page, page_count: PAGES, written: touch.is_write });
+            }
+        }
+    }
+    runs
 }
 
 /// Sets the bit of a chunk; whether it was set before.

@@ -5,6 +5,7 @@ mod ahead;
 mod failure;
 mod serving;
 mod sharing;
+mod snapshot;
 
 use std::{
     io::Write,
