@@ -1,5 +1,6 @@
 //! A microVM under test: its configuration, its process, its sockets.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -149,9 +150,31 @@ impl VmBuilder {
     /// # Panics
     /// If the host refuses.
     pub fn start(&self) -> Vm {
+        self.launch(&[])
+    }
+
+    /// Has a new VMM take up the machine of a snapshot, with what this describes as its host.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn start_restore(&self, snapshot: &Path) -> Vm {
+        self.launch(&[OsStr::new("--restore"), snapshot.as_os_str()])
+    }
+
+    /// As [`Self::start_restore`], and waits until the machine is restored.
+    ///
+    /// # Panics
+    /// If the host refuses, or the VMM ends.
+    pub fn restore(&self, snapshot: &Path) -> Vm {
+        let vm = self.start_restore(snapshot);
+        vm.messages.wait_for("the machine is restored");
+        vm
+    }
+
+    fn launch(&self, arguments: &[&OsStr]) -> Vm {
         let directory = TempDir::new().expect("make a temporary directory");
         let config = self.config(directory.path());
-        Vm::start(&self.artifacts, directory, &config)
+        Vm::start(&self.artifacts, directory, &config, arguments)
     }
 }
 
@@ -174,7 +197,12 @@ impl Vm {
     ///
     /// # Panics
     /// If the host refuses.
-    pub fn start(artifacts: &Artifacts, directory: TempDir, config: &Value) -> Self {
+    pub fn start(
+        artifacts: &Artifacts,
+        directory: TempDir,
+        config: &Value,
+        arguments: &[&OsStr],
+    ) -> Self {
         let path = directory.path();
         let listener = UnixListener::bind(path.join(format!("v.sock_{AGENT_PORT}")));
         let config_file = path.join("vm.json");
@@ -184,6 +212,7 @@ impl Vm {
             .arg(&config_file)
             .arg("--api-sock")
             .arg(path.join("api.sock"))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -327,6 +356,25 @@ impl Vm {
     /// If the VMM does not answer.
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
         api_request(&self.directory.path().join("api.sock"), method, path, body)
+    }
+
+    /// Pauses the machine and writes a snapshot of it to `snapshot`, its memory into that file's
+    /// directory. The machine stays paused.
+    ///
+    /// # Panics
+    /// If the VMM refuses.
+    pub fn suspend(&self, snapshot: &Path, kind: &str) {
+        let create = json!({
+            "snapshot_path": snapshot,
+            "mem_file_path": snapshot.parent(),
+            "snapshot_type": kind,
+        });
+        for (method, path, body) in
+            [("PATCH", "/vm", json!({ "state": "Paused" })), ("PUT", "/snapshot/create", create)]
+        {
+            let (status, text) = self.api(method, path, Some(&body));
+            assert_eq!(status, 204, "{method} {path}: {text}\n{}", self.report());
+        }
     }
 
     /// What a failed assertion shows.

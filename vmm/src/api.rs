@@ -3,7 +3,7 @@
 //! ```text
 //!  bytes --http::parse--> Message --route--> Request --Controller--> Response --encode--> bytes
 //!          pure                     pure                |
-//!                                               MachineControl (boot, pause, resume)
+//!                                               MachineControl (boot, pause, snapshot, ...)
 //! ```
 //!
 //! [`Request`] is the whole public interface of the VMM: what is not a variant of it cannot be
@@ -13,6 +13,7 @@
 mod connection;
 mod controller;
 pub mod http;
+mod load;
 mod request;
 mod response;
 mod route;
@@ -20,6 +21,7 @@ mod server;
 mod socket;
 
 pub use controller::{Controller, Fault, MachineControl, State};
+pub use load::{Load, LoadError};
 pub use request::{
     MemoryBackend, NetworkOverride, Request, SnapshotCreate, SnapshotKind, SnapshotLoad,
     VsockOverride,

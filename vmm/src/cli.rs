@@ -22,12 +22,15 @@ pub const HELP: &str = "\
 rotifer-vmm: runs one microVM
 
 Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
+       rotifer-vmm --restore SNAPSHOT [--config-file FILE] [--api-sock PATH | --no-api] [options]
        rotifer-vmm [--api-sock PATH] [options]
 
   --config-file FILE  start the machine that this JSON file describes
+  --restore SNAPSHOT  take up again the machine of this snapshot; with --config-file, that file
+                      says what the host provides, otherwise it is what it was at the suspend
   --api-sock PATH     serve the API on this Unix socket (/run/rotifer.socket when there is
-                      neither this nor --config-file)
-  --no-api            serve no API; needs --config-file
+                      neither this nor --config-file nor --restore)
+  --no-api            serve no API; needs --config-file or --restore
   --id ID             the machine's name, as GET / shows it (anonymous-instance)
   --log-path PATH     write the log to this file or FIFO (standard error)
   --level LEVEL       Error, Warning, Info, Debug, Trace or Off (Info)
@@ -57,7 +60,9 @@ pub enum Command {
 pub struct Options {
     /// Start what this file describes.
     pub config_file: Option<PathBuf>,
-    /// Serve the API here; absent only when there is a configuration file.
+    /// Take up again the machine of this snapshot.
+    pub restore: Option<PathBuf>,
+    /// Serve the API here; absent only when there is a configuration file or a snapshot.
     pub api_socket: Option<PathBuf>,
     /// The machine's name.
     pub id: String,
@@ -73,7 +78,9 @@ pub enum Error {
     Usage(#[source] lexopt::Error),
     #[error("--{option} is not supported: {reason}")]
     Unsupported { option: String, reason: &'static str },
-    #[error("--no-api needs --config-file: there would be no way to describe the machine")]
+    #[error(
+        "--no-api needs --config-file or --restore: there would be no way to describe the machine"
+    )]
     NothingToDo,
     #[error("--no-api and --api-sock contradict each other")]
     ApiOrNot,
@@ -92,6 +99,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
             Arg::Long("config-file") => path(&mut parser, "config-file", &mut given.config_file)?,
+            Arg::Long("restore") => path(&mut parser, "restore", &mut given.restore)?,
             Arg::Long("api-sock") => path(&mut parser, "api-sock", &mut given.api_socket)?,
             Arg::Long("log-path") => path(&mut parser, "log-path", &mut given.logger.log_path)?,
             Arg::Long("id") => once("id", &mut given.id, text(&mut parser)?)?,
@@ -123,6 +131,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
 #[derive(Default)]
 struct Given {
     config_file: Option<PathBuf>,
+    restore: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     no_api: bool,
     id: Option<String>,
@@ -131,12 +140,12 @@ struct Given {
 
 impl Given {
     fn options(self) -> Result<Options, Error> {
-        let api_socket = match (self.api_socket, self.no_api, &self.config_file) {
-            (Some(_), true, _) => return Err(Error::ApiOrNot),
-            (None, true, None) => return Err(Error::NothingToDo),
-            (Some(path), false, _) => Some(path),
-            (None, _, Some(_)) => None,
-            (None, false, None) => Some(DEFAULT_API_SOCKET.into()),
+        let has_machine = self.config_file.is_some() || self.restore.is_some();
+        let api_socket = match (self.api_socket, self.no_api) {
+            (Some(_), true) => return Err(Error::ApiOrNot),
+            (None, true) if !has_machine => return Err(Error::NothingToDo),
+            (None, false) if !has_machine => Some(DEFAULT_API_SOCKET.into()),
+            (path, _) => path,
         };
         let id = self.id.unwrap_or_else(|| DEFAULT_ID.into());
         let fits = (1..=ID_BYTES_MAX).contains(&id.len())
@@ -144,7 +153,8 @@ impl Given {
         if !fits {
             return Err(Error::Id { id });
         }
-        Ok(Options { config_file: self.config_file, api_socket, id, logger: self.logger })
+        let Self { config_file, restore, logger, .. } = self;
+        Ok(Options { config_file, restore, api_socket, id, logger })
     }
 }
 

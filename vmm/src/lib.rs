@@ -25,5 +25,6 @@ pub mod panic_notifier;
 pub mod run;
 pub mod signals;
 pub mod slots;
+pub mod snapshots;
 pub mod table;
 pub mod terminal;

@@ -3,19 +3,26 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use rotifer_devices::GuestMemory;
+use rotifer_snapshot::pager::{self, Pager, PagerError, Userfault};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::api::{Controller, Fault, MachineControl, Server, ServerError};
+use crate::api::{
+    Controller, Fault, Load, MachineControl, Server, ServerError, SnapshotCreate, SnapshotLoad,
+};
 use crate::cli::Options;
-use crate::config::{self, Console, Plan};
+use crate::config::{self, Config, Console, Plan, report};
 use crate::logger;
-use crate::machine::{Machine, MachineError};
+use crate::machine::{Machine, MachineError, SaveError};
+use crate::machine_state::{Hardware, Then};
 use crate::outcome::{FAILURE, Outcome, WRONG_USAGE};
 use crate::signals::Signals;
-use crate::terminal::Raw;
+use crate::snapshots::{self, Origin, SnapshotError};
+use crate::terminal::{self, Raw};
 
 /// Why the VMM ended without an outcome of the machine.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +35,7 @@ pub enum RunError {
     Logger(#[from] logger::Error),
     /// The machine could not be started.
     #[error(transparent)]
-    Start(#[from] Fault<MachineError>),
+    Start(#[from] Fault<ControlError>),
     /// The machine cannot go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -55,7 +62,7 @@ impl RunError {
         match self {
             Self::Config(_)
             | Self::Logger(_)
-            | Self::Start(Fault::Config(_) | Fault::Logger(_))
+            | Self::Start(Fault::Config(_) | Fault::Logger(_) | Fault::Load(_))
             | Self::Server(ServerError::Socket(_)) => WRONG_USAGE,
             Self::Start(Fault::Machine { source, .. }) if source.is_users_mistake() => WRONG_USAGE,
             _ => FAILURE,
@@ -72,16 +79,21 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
     tracing::debug!("timeline: the process is up");
     let signals = Signals::take().map_err(host("take signals"))?;
     let config = options.config_file.as_deref().map(config::load).transpose()?;
+    let restore = options.restore.map(SnapshotLoad::and_run);
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
     let wake = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
     let keeper = Keeper {
         wake: wake.try_clone().map_err(host("duplicate an eventfd"))?,
         machine: None,
+        pager: None,
+        origin: None,
         terminal: None,
     };
     let mut controller = Controller::new(keeper, options.id);
-    if let Some(config) = config {
-        controller.start(config)?;
+    match (restore, config) {
+        (Some(load), config) => controller.restore(load, config)?,
+        (None, Some(config)) => controller.start(config)?,
+        (None, None) => {}
     }
     let mut events = EventManager::new_with_capacity(EVENTS_AT_A_TIME).map_err(RunError::Loop)?;
     let id = events.add_subscriber(Main { controller, server, signals, wake, end: None });
@@ -157,7 +169,32 @@ impl MutEventSubscriber for Main {
 struct Keeper {
     wake: EventFd,
     machine: Option<Machine>,
+    /// Loads the memory of a restored machine. Dropped after it: until then a page may be missing.
+    pager: Option<Pager>,
+    /// What the machine comes from, or its last snapshot.
+    origin: Option<Origin>,
     terminal: Option<Raw>,
+}
+
+/// Why a request to the machine fails.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+#[expect(missing_docs, reason = "each is the error of the part it is named after")]
+pub enum ControlError {
+    Machine(#[from] MachineError),
+    Save(SaveError),
+    Snapshot(#[from] SnapshotError),
+}
+
+impl ControlError {
+    /// Whether another configuration or request would help, on this host.
+    fn is_users_mistake(&self) -> bool {
+        match self {
+            Self::Machine(error) => error.is_users_mistake(),
+            Self::Save(_) => false,
+            Self::Snapshot(error) => error.is_users_mistake(),
+        }
+    }
 }
 
 impl Keeper {
@@ -169,36 +206,90 @@ impl Keeper {
         if let Some(machine) = self.machine.take() {
             machine.finish_output();
         }
+        self.pager = None;
         self.terminal = None;
     }
-}
 
-impl MachineControl for Keeper {
-    type Error = MachineError;
-
-    fn boot(&mut self, plan: Plan) -> Result<(), MachineError> {
-        let on_terminal = plan.console == Console::Stdio;
-        self.machine = Some(Machine::boot(plan, &self.wake)?);
+    /// The machine is there; on the terminal, keys are its own from now on.
+    fn keep(&mut self, machine: Machine, on_terminal: bool) {
+        self.machine = Some(machine);
         if on_terminal {
             self.terminal = Raw::enter().unwrap_or_else(|error| {
                 tracing::warn!(%error, "the terminal cannot be switched to raw mode");
                 None
             });
         }
+    }
+}
+
+/// Memory cannot be loaded. Every thread may be waiting for it, the main thread among them, so
+/// nobody is asked: the process ends here and now, and with it all who wait.
+fn end_for_want_of_memory(error: PagerError) {
+    terminal::restore();
+    eprintln!("rotifer-vmm: {}", report(&error));
+    std::process::exit(FAILURE.into());
+}
+
+impl MachineControl for Keeper {
+    type Error = ControlError;
+
+    fn boot(&mut self, plan: Plan) -> Result<(), ControlError> {
+        let on_terminal = plan.console == Console::Stdio;
+        let machine = Machine::boot(plan, &self.wake)?;
+        self.keep(machine, on_terminal);
         Ok(())
     }
 
-    fn pause(&mut self) -> Result<(), MachineError> {
+    fn pause(&mut self) -> Result<(), ControlError> {
         if let Some(machine) = &mut self.machine {
-            machine.pause()?.stay();
+            machine.pause().map_err(MachineError::from)?.stay();
         }
         Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), MachineError> {
+    fn resume(&mut self) -> Result<(), ControlError> {
         if let Some(machine) = &mut self.machine {
-            machine.pause()?.resume()?;
+            let paused = machine.pause().map_err(MachineError::from)?;
+            paused.resume().map_err(MachineError::from)?;
         }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, request: &SnapshotCreate, config: &Config) -> Result<(), ControlError> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        let paused = machine.pause().map_err(MachineError::from)?;
+        let origin = paused.save().map_err(ControlError::Save).and_then(|state| {
+            let origin = self.origin.as_ref();
+            Ok(snapshots::create(request, paused.memory(), state, origin, config)?)
+        });
+        paused.stay();
+        self.origin = Some(origin?);
+        Ok(())
+    }
+
+    fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), ControlError> {
+        let on_terminal = hardware.devices.console == Console::Stdio;
+        let origin = Origin::open(&load.snapshot_path, load.memory_path.as_deref(), &load.host)
+            .map_err(SnapshotError::from)?;
+        let mut pager = None;
+        let fill = |memory: &Arc<GuestMemory>| -> Result<(), SnapshotError> {
+            let source = origin.snapshot.memory().map_err(snapshots::OriginError::from)?;
+            let userfault = Userfault::open()?;
+            let options = pager::Options::default();
+            pager = Some(Pager::start(
+                memory,
+                Box::new(source),
+                userfault,
+                options,
+                end_for_want_of_memory,
+            )?);
+            Ok(())
+        };
+        let machine = Machine::restore(hardware, origin.machine_state(), fill, &self.wake, then)?;
+        tracing::info!(snapshot = %origin.snapshot.id(), "the machine is restored");
+        self.pager = pager;
+        self.origin = Some(origin);
+        self.keep(machine, on_terminal);
         Ok(())
     }
 }

@@ -54,7 +54,8 @@ pub fn in_foreground(file: &(impl AsFd + IsTerminal)) -> bool {
     file.is_terminal() && tcgetpgrp(file).is_ok_and(|group| group == getpgrp())
 }
 
-fn restore() {
+/// Puts the terminal back as it was found, for a process that ends without dropping [`Raw`].
+pub fn restore() {
     if let Some(found) = FOUND.get() {
         // There is nobody left to tell of a failure.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, found);

@@ -11,10 +11,12 @@
 
 use serde::Serialize;
 
-use super::request::Request;
+use super::load::Load;
+use super::request::{Request, SnapshotCreate, SnapshotLoad};
 use super::response::Response;
 use crate::config::{self, Config, Drive, Logger, Plan, report};
 use crate::logger;
+use crate::machine_state::{Hardware, Then};
 
 /// The Firecracker release whose requests are all known here by name; what `GET /version` says,
 /// because clients compare it.
@@ -34,6 +36,13 @@ pub trait MachineControl {
 
     /// Lets a paused machine go on.
     fn resume(&mut self) -> Result<(), Self::Error>;
+
+    /// Writes a snapshot of a paused machine, which stays paused. `config` is what the host
+    /// provides to it.
+    fn snapshot(&mut self, request: &SnapshotCreate, config: &Config) -> Result<(), Self::Error>;
+
+    /// Opens a snapshot and takes the machine up again in `hardware`. Called as [`Self::boot`] is.
+    fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Self::Error>;
 }
 
 /// Where the machine is in its life.
@@ -60,6 +69,8 @@ pub enum Fault<E: std::error::Error + 'static> {
     Logger(#[from] logger::Error),
     #[error("{request} is not supported: {reason}")]
     Unsupported { request: &'static str, reason: &'static str },
+    #[error(transparent)]
+    Load(#[from] super::load::LoadError),
     #[error("{request} failed")]
     Machine { request: &'static str, source: E },
 }
@@ -104,6 +115,20 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
         }
         self.config = config;
         self.boot()
+    }
+
+    /// Loads a snapshot and lets the machine go on, as `--restore` asks. The host provides what
+    /// `config` says; without one, what it provided when the machine was saved.
+    pub fn restore(
+        &mut self,
+        load: SnapshotLoad,
+        config: Option<Config>,
+    ) -> Result<(), Fault<M::Error>> {
+        if let Some(settings) = config.as_ref().and_then(|config| config.logger.as_ref()) {
+            logger::configure(settings)?;
+        }
+        self.config = config.unwrap_or_default();
+        self.load(load)
     }
 
     /// Answers a request of the API.
@@ -151,6 +176,10 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
                 self.machine.resume().map_err(failed)?;
                 self.state = State::Running;
             }
+            Request::CreateSnapshot(create) => {
+                self.machine.snapshot(&create, &self.config).map_err(failed)?;
+            }
+            Request::LoadSnapshot(load) => self.load(load)?,
             // Paused twice or resumed twice: already so, as with Firecracker.
             Request::Pause | Request::Resume => {}
             request => self.configure(request)?,
@@ -163,6 +192,21 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
         let request = Request::Start.name();
         self.machine.boot(plan).map_err(|source| Fault::Machine { request, source })?;
         self.state = State::Running;
+        Ok(())
+    }
+
+    fn load(&mut self, request: SnapshotLoad) -> Result<(), Fault<M::Error>> {
+        let (then, state) = match request.resume_vm {
+            true => (Then::Run, State::Running),
+            false => (Then::StayPaused, State::Paused),
+        };
+        let (load, config) = Load::of(request, &self.config)?;
+        let hardware = config.hardware()?;
+        let request = "PUT /snapshot/load";
+        let restored = self.machine.restore(hardware, &load, then);
+        restored.map_err(|source| Fault::Machine { request, source })?;
+        self.config = config;
+        self.state = state;
         Ok(())
     }
 
@@ -296,7 +340,6 @@ fn unsupported(request: &Request) -> Option<&'static str> {
             "ARM64 machines have no keyboard controller; \
                                     ask the guest's agent to shut down"
         }
-        Request::CreateSnapshot(_) | Request::LoadSnapshot(_) => "there are no snapshots yet",
         _ => return None,
     })
 }

@@ -137,6 +137,23 @@ pub struct SnapshotLoad {
     pub clock_realtime: bool,
 }
 
+impl SnapshotLoad {
+    /// Loads this snapshot as it was saved, and lets the machine run.
+    pub fn and_run(snapshot_path: PathBuf) -> Self {
+        Self {
+            snapshot_path,
+            mem_file_path: None,
+            mem_backend: None,
+            enable_diff_snapshots: false,
+            track_dirty_pages: false,
+            resume_vm: true,
+            network_overrides: Vec::new(),
+            vsock_override: None,
+            clock_realtime: false,
+        }
+    }
+}
+
 /// Where the memory of a loaded snapshot comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -151,7 +151,7 @@ pub struct MachineConfig {
     /// A named CPU template: only `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_template: Option<String>,
-    /// Not supported yet.
+    /// Of no effect: what has changed is found without tracking.
     #[serde(default)]
     pub track_dirty_pages: bool,
     /// How guest memory is backed.

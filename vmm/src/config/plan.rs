@@ -6,6 +6,8 @@ pub use super::boot::Boot;
 pub use super::drive::Disk;
 use super::drive::check_together;
 use super::{Config, Error, Unsupported, Vsock};
+use crate::machine_state::Hardware;
+use crate::table::Wanted;
 
 /// Everything a machine is assembled from. Numbers are in range and files are open: what can
 /// still fail is the host.
@@ -48,13 +50,19 @@ pub enum Console {
 impl Config {
     /// Checks everything and opens the files, which makes a plan of a configuration.
     pub fn plan(&self) -> Result<Plan, Error> {
-        self.refuse_unsupported()?;
-        self.machine_config.check()?;
-        check_together(&self.drives)?;
+        self.check()?;
         let root = self.drives.iter().find(|drive| drive.is_root_device);
         let boot_source =
             self.boot_source.as_ref().ok_or(Error::Missing { path: "boot-source".into() })?;
         let boot = boot_source.open(root)?;
+        let Hardware { vcpu_count, ram_bytes, devices } = self.hardware()?;
+        let Wanted { console, disks, vsock, entropy } = devices;
+        Ok(Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, console })
+    }
+
+    /// As [`Self::plan`], without what is booted: what a machine is restored in.
+    pub fn hardware(&self) -> Result<Hardware, Error> {
+        self.check()?;
         let mut disks = Vec::with_capacity(self.drives.len());
         for (index, drive) in self.drives.iter().enumerate() {
             disks.push(drive.open(index)?);
@@ -64,15 +72,23 @@ impl Config {
         if let Some(entropy) = &self.entropy {
             entropy.check()?;
         }
-        Ok(Plan {
-            vcpu_count: u8::try_from(self.machine_config.vcpu_count).expect("checked above"),
-            ram_bytes: self.machine_config.mem_size_mib << 20,
-            boot,
+        let devices = Wanted {
             disks,
             vsock: self.vsock.as_ref().map(Vsock::plan).transpose()?,
             entropy: self.entropy.is_some(),
             console: self.serial.as_ref().map_or(Ok(Console::Stdio), |serial| serial.check())?,
+        };
+        Ok(Hardware {
+            vcpu_count: u8::try_from(self.machine_config.vcpu_count).expect("checked above"),
+            ram_bytes: self.machine_config.mem_size_mib << 20,
+            devices,
         })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.refuse_unsupported()?;
+        self.machine_config.check()?;
+        check_together(&self.drives)
     }
 
     /// Refuses the sections that are known by name only.

@@ -52,13 +52,6 @@ impl MachineConfig {
                 "use \"None\" or leave the key out",
             );
         }
-        if self.track_dirty_pages {
-            return refuse(
-                "track_dirty_pages",
-                "there are no snapshots of running machines yet",
-                "use false",
-            );
-        }
         if self.huge_pages != HugePages::None {
             return refuse(
                 "huge_pages",

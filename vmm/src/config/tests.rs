@@ -230,7 +230,6 @@ fn what_is_not_supported_is_refused_by_name() {
         ("/pmem", json!([{}]), "pmem: not supported"),
         ("/machine-config/smt", json!(true), "machine-config.smt: not supported"),
         ("/machine-config/cpu_template", json!("V1N1"), "machine-config.cpu_template: not supp"),
-        ("/machine-config/track_dirty_pages", json!(true), "machine-config.track_dirty_pages: "),
         ("/machine-config/huge_pages", json!("2M"), "machine-config.huge_pages: not supported"),
         ("/drives/0/io_engine", json!("Async"), "drives[0].io_engine: not supported"),
         ("/drives/0/socket", json!("s"), "drives[0].socket: not supported"),

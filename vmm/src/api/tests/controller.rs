@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::api::http::Method::{self, Get, Patch, Put};
-use crate::api::{Controller, MachineControl, Response, State, route};
-use crate::config::{self, Plan};
+use crate::api::{Controller, Load, MachineControl, Response, SnapshotCreate, State, route};
+use crate::config::{self, Config, Plan};
+use crate::machine_state::{Hardware, Then};
 
 /// A machine that remembers what it was asked for.
 #[derive(Debug, Default)]
@@ -40,6 +41,21 @@ impl MachineControl for Recorder {
 
     fn resume(&mut self) -> Result<(), Broken> {
         self.call("resume".into())
+    }
+
+    fn snapshot(&mut self, request: &SnapshotCreate, _config: &Config) -> Result<(), Broken> {
+        let (manifest, memory) = (&request.snapshot_path, &request.mem_file_path);
+        self.call(format!(
+            "{:?} {} {}",
+            request.snapshot_type,
+            manifest.display(),
+            memory.display()
+        ))
+    }
+
+    fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Broken> {
+        let vsock = hardware.devices.vsock.map(|vsock| vsock.uds_path.display().to_string());
+        self.call(format!("restore {} {vsock:?} {then:?}", load.snapshot_path.display()))
     }
 }
 
@@ -226,10 +242,6 @@ fn a_machine_that_is_not_started_cannot_be_paused() {
 #[test]
 fn what_is_not_there_yet_is_refused_by_name_in_every_state() {
     for mut bench in [Bench::new(), Bench::started()] {
-        let snapshot = json!({"mem_file_path": "m", "snapshot_path": "s"});
-        bench.refused(Put, "/snapshot/create", snapshot, &["/snapshot/create", "no snapshots yet"]);
-        let load = json!({"snapshot_path": "s"});
-        bench.refused(Put, "/snapshot/load", load, &["/snapshot/load", "no snapshots yet"]);
         bench.refused(
             Put,
             "/network-interfaces/e",
@@ -242,6 +254,63 @@ fn what_is_not_there_yet_is_refused_by_name_in_every_state() {
         bench.refused(Put, "/actions", action("SendCtrlAltDel"), &["SendCtrlAltDel", "ARM64"]);
         bench.refused(Patch, "/drives/a", json!({"drive_id": "a"}), &["PATCH /drives"]);
     }
+}
+
+#[test]
+fn a_snapshot_is_of_a_paused_machine_and_leaves_it_paused() {
+    let mut bench = Bench::started();
+    let create = json!({"mem_file_path": "m", "snapshot_path": "s", "snapshot_type": "Diff"});
+    let texts = ["/snapshot/create", "while the machine runs"];
+    bench.refused(Put, "/snapshot/create", create.clone(), &texts);
+    bench.done(Patch, "/vm", json!({"state": "Paused"}));
+    bench.done(Put, "/snapshot/create", create);
+    assert_eq!(bench.controller.state(), State::Paused);
+    assert_eq!(bench.controller.machine().calls[2..], ["Diff s m"]);
+    let load = json!({"snapshot_path": "s"});
+    bench.refused(Put, "/snapshot/load", load, &["/snapshot/load", "while the machine is paused"]);
+}
+
+#[test]
+fn a_machine_is_loaded_into_what_the_host_provided_or_what_was_configured() {
+    let (mut bench, mut other) = (Bench::new(), Bench::new());
+    let vsock = |path: &str| json!({"guest_cid": 3, "uds_path": path});
+    let snapshot = bench.path("vm.snap");
+    let load = json!({"snapshot_path": snapshot});
+    bench.refused(Put, "/snapshot/load", load.clone(), &["no host file beside", "vm.snap"]);
+    let config = json!({"vsock": vsock("/run/v.sock")});
+    let host = json!({"config": config, "packs": {}});
+    fs::write(bench.path("vm.snap.host.json"), host.to_string()).unwrap();
+    bench.done(Put, "/snapshot/load", load);
+    assert_eq!(bench.controller.state(), State::Paused);
+    assert_eq!(bench.json("/vm/config")["vsock"]["uds_path"], "/run/v.sock");
+    let [call] = &bench.controller.machine().calls[..] else { panic!("one call") };
+    assert!(call.ends_with("vm.snap Some(\"/run/v.sock\") StayPaused"), "{call}");
+
+    other.done(Put, "/vsock", vsock("/run/other"));
+    let load = json!({"snapshot_path": snapshot, "resume_vm": true});
+    other.done(Put, "/snapshot/load", load);
+    assert_eq!(other.controller.state(), State::Running);
+    let [call] = &other.controller.machine().calls[..] else { panic!("one call") };
+    assert!(call.ends_with("Some(\"/run/other\") Run"), "{call}");
+}
+
+#[test]
+fn a_load_that_is_not_possible_is_refused_with_the_reason() {
+    let mut bench = Bench::new();
+    bench.done(Put, "/entropy", json!({}));
+    let mut refused = |extra: Value, text: &str| {
+        let mut load = json!({"snapshot_path": "s"});
+        load.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        bench.refused(Put, "/snapshot/load", load, &[text]);
+    };
+    let backend = |name: &str| json!({"backend_type": name, "backend_path": "m"});
+    refused(json!({"mem_backend": backend("Uffd")}), "\"File\"");
+    let both = json!({"mem_file_path": "m", "mem_backend": backend("File")});
+    refused(both, "contradict");
+    refused(json!({"clock_realtime": true}), "clock_realtime");
+    let overrides = json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]);
+    refused(json!({"network_overrides": overrides}), "network_overrides");
+    refused(json!({"vsock_override": {"uds_path": "v"}}), "vsock_override");
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! A machine is suspended, its process killed, and another process takes it up again.
+//!
+//! hosts: gicv3, gicv2, 16k
+#![cfg(target_arch = "aarch64")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rotifer_tests::{Vm, VmBuilder};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn builder(vcpus: u64) -> VmBuilder {
+    VmBuilder::new().memory_mib(512).vcpus(vcpus).debian()
+}
+
+/// A Debian guest whose web app listens.
+fn start(vcpus: u64) -> Vm {
+    let mut vm = builder(vcpus).start();
+    let log = BufReader::new(vm.agent().logs(0, true).unwrap());
+    log.lines().map(Result::unwrap).find(|line| line.contains("Listening at")).unwrap();
+    vm
+}
+
+/// Visits the web app; which visit it was.
+fn visit(vm: &Vm) -> u64 {
+    let mut tunnel = vm.agent_client().tunnel("localhost:8080").unwrap();
+    tunnel.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    tunnel.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str::<Value>(body).unwrap()["visits"].as_u64().unwrap()
+}
+
+/// Suspends the machine, kills its process, and restores it.
+fn suspend_and_restore(vm: Vm, vcpus: u64, snapshot: &Path, kind: &str) -> Vm {
+    vm.suspend(snapshot, kind);
+    vm.signal(libc::SIGKILL);
+    drop(vm);
+    builder(vcpus).restore(snapshot)
+}
+
+/// Bytes of the packs in a directory, by size.
+fn pack_sizes(directory: &Path) -> Vec<u64> {
+    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let packs = files.filter(|path| path.extension().is_some_and(|it| it == "pack"));
+    let mut sizes: Vec<_> = packs.map(|path| fs::metadata(path).unwrap().len()).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+fn place() -> (TempDir, PathBuf) {
+    let directory = TempDir::new().unwrap();
+    let snapshot = directory.path().join("vm.snap");
+    (directory, snapshot)
+}
+
+#[test]
+fn a_guest_goes_on_where_it_was_with_1_2_and_4_vcpus() {
+    for vcpus in [1, 2, 4] {
+        let (_directory, snapshot) = place();
+        let vm = start(vcpus);
+        vm.shell("(sleep 2; echo woken > /tmp/woken) > /dev/null 2>&1 & true");
+        assert_eq!((visit(&vm), visit(&vm)), (1, 2));
+        let uptime =
+            |vm: &Vm| -> f64 { vm.shell("cut -d ' ' -f 1 /proc/uptime").trim().parse().unwrap() };
+        let before = uptime(&vm);
+        let vm = suspend_and_restore(vm, vcpus, &snapshot, "Full");
+        assert_eq!(visit(&vm), 3, "the app counts on");
+        assert!(uptime(&vm) >= before, "the guest's clock went backwards");
+        vm.shell("while [ ! -e /tmp/woken ]; do sleep 0.1; done");
+        assert_eq!(vm.shell("nproc").trim(), vcpus.to_string());
+    }
+}
+
+#[test]
+fn a_second_suspend_writes_only_what_has_changed() {
+    let (directory, first) = place();
+    let second = directory.path().join("second.snap");
+    let vm = suspend_and_restore(start(1), 1, &first, "Full");
+    vm.shell("head -c 4194304 /dev/urandom > /tmp/changed");
+    let sum = vm.shell("sha256sum < /tmp/changed");
+    let vm = suspend_and_restore(vm, 1, &second, "Diff");
+    assert_eq!(vm.shell("sha256sum < /tmp/changed"), sum);
+    assert_eq!(visit(&vm), 1);
+    let [small, large] = pack_sizes(directory.path())[..] else { panic!("two packs") };
+    assert!(small > 4 << 20 && small < large / 2, "{small} and {large} bytes");
+    drop(vm);
+    // The first one is as it was.
+    let vm = builder(1).restore(&first);
+    assert!(vm.agent_client().stat(Path::new("/tmp/changed")).is_err());
+}
+
+#[test]
+fn clones_of_one_snapshot_live_side_by_side_and_draw_different_numbers() {
+    let (_directory, snapshot) = place();
+    let vm = start(1);
+    vm.suspend(&snapshot, "Full");
+    drop(vm);
+    let clones = [(); 3].map(|()| builder(1).restore(&snapshot));
+    let mut numbers = Vec::new();
+    for clone in &clones {
+        assert_eq!(visit(clone), 1);
+        numbers.push(clone.shell("head -c 16 /dev/urandom | sha256sum"));
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), clones.len(), "clones drew the same random numbers");
+}
+
+#[test]
+fn the_guests_wall_clock_is_right_after_a_restore() {
+    let (_directory, snapshot) = place();
+    let vm = suspend_and_restore(start(1), 1, &snapshot, "Full");
+    let now = || {
+        let now = std::time::SystemTime::now();
+        now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    };
+    let before = now();
+    let guest: u64 = vm.shell("date +%s").trim().parse().unwrap();
+    assert!((before..=now()).contains(&guest), "{guest} is not between {before} and {}", now());
+}
+
+#[test]
+fn a_damaged_snapshot_ends_the_vmm_with_a_message_and_is_never_read_as_zeroes() {
+    let (directory, snapshot) = place();
+    start(1).suspend(&snapshot, "Full");
+    let pack = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    let pack = { pack }.find(|path| path.extension().is_some_and(|it| it == "pack")).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    // Everything behind the header, so that whatever is touched first is damaged.
+    bytes[4096..].iter_mut().for_each(|byte| *byte ^= 1);
+    fs::write(&pack, bytes).unwrap();
+    let mut vm = builder(1).start_restore(&snapshot);
+    vm.wait_for_exit(rotifer_tests::ExitCode::VmmFailure);
+    assert!(vm.messages.all().contains("digest"), "{}", vm.report());
+}

@@ -1,0 +1,77 @@
+//! `PUT /snapshot/load`: what it means, before anything is opened.
+
+use std::path::PathBuf;
+
+use super::request::{MemoryBackend, SnapshotLoad};
+use crate::config::Config;
+use crate::snapshots::{HostFile, HostFileError};
+
+/// A snapshot to load: where it and its packs are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// The manifest.
+    pub snapshot_path: PathBuf,
+    /// A pack, or a directory of packs; absent if the host file or the manifest's directory says
+    /// where they are.
+    pub memory_path: Option<PathBuf>,
+    /// What is beside the manifest, or nothing.
+    pub host: HostFile,
+}
+
+/// Why a snapshot cannot be loaded as the request says.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum LoadError {
+    #[error("mem_file_path and mem_backend contradict each other: give mem_backend only")]
+    TwoMemories,
+    #[error("mem_backend.backend_type is {given:?}: the pager is part of this VMM; use \"File\"")]
+    Backend { given: String },
+    #[error("network_overrides is not supported: there is no network device yet")]
+    Network,
+    #[error("clock_realtime is not supported: it is of x86 machines; the clock here is right")]
+    Clock,
+    #[error("vsock_override is given, but the machine has no vsock device")]
+    NoVsock,
+    #[error(
+        "nothing says what the host provides to the machine: there is no host file beside {}; \
+         configure the machine first, or give --config-file", path.display()
+    )]
+    NoConfig { path: PathBuf },
+    #[error(transparent)]
+    HostFile(#[from] HostFileError),
+}
+
+impl Load {
+    /// What the request asks for, and what the host provides to the machine: `config`, if anything
+    /// was configured, and otherwise what it provided when the machine was saved.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn of(request: SnapshotLoad, config: &Config) -> Result<(Self, Config), LoadError> {
+        if !request.network_overrides.is_empty() {
+            return Err(LoadError::Network);
+        }
+        if request.clock_realtime {
+            return Err(LoadError::Clock);
+        }
+        let memory_path = match (request.mem_file_path, request.mem_backend) {
+            (Some(_), Some(_)) => return Err(LoadError::TwoMemories),
+            (_, Some(MemoryBackend { backend_type, .. })) if backend_type != "File" => {
+                return Err(LoadError::Backend { given: backend_type });
+            }
+            (path, backend) => path.or(backend.map(|backend| backend.backend_path)),
+        };
+        let host = HostFile::beside(&request.snapshot_path)?;
+        let is_configured = *config != Config::default();
+        let mut config = match (is_configured, &host) {
+            (true, _) => config.clone(),
+            (false, Some(host)) => host.config.clone(),
+            (false, None) => return Err(LoadError::NoConfig { path: request.snapshot_path }),
+        };
+        if let Some(new) = request.vsock_override {
+            config.vsock.as_mut().ok_or(LoadError::NoVsock)?.uds_path = new.uds_path;
+        }
+        let host = host.unwrap_or_default();
+        Ok((Self { snapshot_path: request.snapshot_path, memory_path, host }, config))
+    }
+}
