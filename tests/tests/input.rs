@@ -19,7 +19,7 @@ fn refusal(change: impl FnOnce(&mut Value, &Path)) -> String {
     let directory = TempDir::new().unwrap();
     let mut config = VmBuilder::new().config(directory.path());
     change(&mut config, directory.path());
-    let mut vm = Vm::start(&Artifacts::find(), directory, &config);
+    let mut vm = Vm::start(&Artifacts::find(), directory, &config, &[]);
     vm.wait_for_exit(ExitCode::Usage);
     let messages = vm.messages.all();
     assert!(!messages.contains("panicked"), "{messages}");
