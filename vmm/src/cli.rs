@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser};
 
 use crate::config::{LogLevel, Logger};
+use crate::tools::{Task, Tool};
 
 /// Where the API listens when neither `--api-sock` nor a configuration file is given.
 pub const DEFAULT_API_SOCKET: &str = "/run/rotifer.socket";
@@ -24,6 +25,8 @@ rotifer-vmm: runs one microVM
 Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
        rotifer-vmm --restore SNAPSHOT [--config-file FILE] [--api-sock PATH | --no-api] [options]
        rotifer-vmm [--api-sock PATH] [options]
+       rotifer-vmm snapshot inspect|verify SNAPSHOT [--json]
+       rotifer-vmm snapshot diff EARLIER LATER [--json]
 
   --config-file FILE  start the machine that this JSON file describes
   --restore SNAPSHOT  take up again the machine of this snapshot; with --config-file, that file
@@ -40,6 +43,9 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
   --version           print the version
   --help              print this
 
+`snapshot` shows what is in a snapshot, reads and verifies all of it, or shows in what the later of
+two differs; its exit status is 1 if one is damaged, or two differ.
+
 Exit status: 0 the guest shut down, or a signal ended the machine; 1 the VMM failed; 2 wrong
 usage or configuration; 3 the guest reset; 4 the guest panicked.
 ";
@@ -49,6 +55,8 @@ usage or configuration; 3 the guest reset; 4 the guest panicked.
 pub enum Command {
     /// Run a machine.
     Run(Options),
+    /// Answer a question about snapshots.
+    Tool(Tool),
     /// Print [`HELP`].
     Help,
     /// Print the version.
@@ -86,6 +94,8 @@ pub enum Error {
     ApiOrNot,
     #[error("--id {id:?}: a name has 1 to {ID_BYTES_MAX} ASCII letters, digits and dashes")]
     Id { id: String },
+    #[error("after `snapshot` come `inspect` or `verify` and a snapshot, or `diff` and two")]
+    Tool,
     #[error("--{option} is given twice")]
     Twice { option: &'static str },
 }
@@ -96,6 +106,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
     let mut given = Given::default();
     while let Some(argument) = parser.next().map_err(Error::Usage)? {
         match argument {
+            Arg::Value(word) if word == "snapshot" && given.is_empty() => {
+                return tool(parser).map(Command::Tool);
+            }
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
             Arg::Long("config-file") => path(&mut parser, "config-file", &mut given.config_file)?,
@@ -128,7 +141,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
 }
 
 /// The options so far.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct Given {
     config_file: Option<PathBuf>,
     restore: Option<PathBuf>,
@@ -139,6 +152,10 @@ struct Given {
 }
 
 impl Given {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     fn options(self) -> Result<Options, Error> {
         let has_machine = self.config_file.is_some() || self.restore.is_some();
         let api_socket = match (self.api_socket, self.no_api) {
@@ -156,6 +173,25 @@ impl Given {
         let Self { config_file, restore, logger, .. } = self;
         Ok(Options { config_file, restore, api_socket, id, logger })
     }
+}
+
+/// `snapshot ...`.
+fn tool(mut parser: Parser) -> Result<Tool, Error> {
+    let (mut words, mut json) = (Vec::new(), false);
+    while let Some(argument) = parser.next().map_err(Error::Usage)? {
+        match argument {
+            Arg::Long("json") => json = true,
+            Arg::Value(word) => words.push(word),
+            other => return Err(Error::Usage(other.unexpected())),
+        }
+    }
+    let task = match (words.first().and_then(|word| word.to_str()), words.get(1..)) {
+        (Some("inspect"), Some([path])) => Task::Inspect(path.into()),
+        (Some("verify"), Some([path])) => Task::Verify(path.into()),
+        (Some("diff"), Some([before, after])) => Task::Diff(before.into(), after.into()),
+        _ => return Err(Error::Tool),
+    };
+    Ok(Tool { task, json })
 }
 
 fn path(
@@ -186,7 +222,9 @@ fn why_unsupported(option: &str) -> Option<&'static str> {
         "metrics-path" => "metrics are not collected yet",
         "boot-timer" => "the device that a guest would report to does not exist",
         "metadata" | "mmds-size-limit" => "there is no metadata service",
-        "describe-snapshot" | "snapshot-version" => "there are no snapshots yet",
+        "describe-snapshot" | "snapshot-version" => {
+            "`rotifer-vmm snapshot inspect` shows what is in a snapshot"
+        }
         "enable-pci" => "devices are on virtio-mmio; there is no PCI bus",
         "http-api-max-payload-size" => "the bound of the API's bodies is fixed at 51200 bytes",
         "start-time-us" | "start-time-cpu-us" | "parent-cpu-time-us" => {

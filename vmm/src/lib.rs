@@ -28,3 +28,4 @@ pub mod slots;
 pub mod snapshots;
 pub mod table;
 pub mod terminal;
+pub mod tools;

@@ -27,6 +27,31 @@ fn a_configuration_file_needs_no_api() {
 }
 
 #[test]
+fn a_restore_needs_neither_a_configuration_nor_an_api() {
+    let options = run("--restore vm.snap");
+    assert_eq!((options.restore, options.api_socket), (Some("vm.snap".into()), None));
+    assert_eq!(run("--restore s --config-file c --api-sock a").config_file, Some("c".into()));
+    assert!(parse("--restore s --no-api").is_ok());
+    assert!(matches!(parse("--restore s --restore t"), Err(Error::Twice { option: "restore" })));
+}
+
+#[test]
+fn questions_about_snapshots_name_one_or_two() {
+    let asked = |line: &str| match parse(line) {
+        Ok(Command::Tool(tool)) => tool,
+        other => panic!("{other:?}"),
+    };
+    let tool = asked("snapshot inspect a --json");
+    assert_eq!(tool, Tool { task: Task::Inspect("a".into()), json: true });
+    assert_eq!(asked("snapshot verify a").task, Task::Verify("a".into()));
+    assert_eq!(asked("snapshot diff a b").task, Task::Diff("a".into(), "b".into()));
+    for wrong in ["snapshot", "snapshot diff a", "snapshot verify a b", "snapshot eat a"] {
+        assert!(matches!(parse(wrong), Err(Error::Tool)), "{wrong}");
+    }
+    assert!(parse("--no-api snapshot inspect a").is_err());
+}
+
+#[test]
 fn every_option_arrives() {
     let options = run("--api-sock a --id vm-1 --log-path l --level wArn \
                        --show-level --show-log-origin --module api");
