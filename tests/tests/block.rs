@@ -2,6 +2,7 @@
 //!
 //! hosts: gicv3, 16k
 #![cfg(target_arch = "aarch64")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;

@@ -2,6 +2,7 @@
 //!
 //! hosts: gicv3
 #![cfg(target_arch = "aarch64")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //!
 //! hosts: gicv3
 #![cfg(target_arch = "aarch64")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;

@@ -35,7 +35,7 @@ pub enum RunError {
     Logger(#[from] logger::Error),
     /// The machine could not be started.
     #[error(transparent)]
-    Start(#[from] Fault<ControlError>),
+    Start(Box<Fault<ControlError>>),
     /// The machine cannot go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -60,11 +60,12 @@ impl RunError {
     /// The status of the process.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Config(_)
-            | Self::Logger(_)
-            | Self::Start(Fault::Config(_) | Fault::Logger(_) | Fault::Load(_))
-            | Self::Server(ServerError::Socket(_)) => WRONG_USAGE,
-            Self::Start(Fault::Machine { source, .. }) if source.is_users_mistake() => WRONG_USAGE,
+            Self::Config(_) | Self::Logger(_) | Self::Server(ServerError::Socket(_)) => WRONG_USAGE,
+            Self::Start(fault) => match fault.as_ref() {
+                Fault::Config(_) | Fault::Logger(_) | Fault::Load(_) => WRONG_USAGE,
+                Fault::Machine { source, .. } if source.is_users_mistake() => WRONG_USAGE,
+                _ => FAILURE,
+            },
             _ => FAILURE,
         }
     }
@@ -91,8 +92,8 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
     };
     let mut controller = Controller::new(keeper, options.id);
     match (restore, config) {
-        (Some(load), config) => controller.restore(load, config)?,
-        (None, Some(config)) => controller.start(config)?,
+        (Some(load), config) => controller.restore(load, config).map_err(started)?,
+        (None, Some(config)) => controller.start(config).map_err(started)?,
         (None, None) => {}
     }
     let mut events = EventManager::new_with_capacity(EVENTS_AT_A_TIME).map_err(RunError::Loop)?;
@@ -105,6 +106,10 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
             return end;
         }
     }
+}
+
+fn started(fault: Fault<ControlError>) -> RunError {
+    RunError::Start(Box::new(fault))
 }
 
 /// There are three descriptors.
