@@ -7,7 +7,7 @@
 //!          └──────woken──── kernel ◀──UFFDIO_COPY, UFFDIO_ZEROPAGE────┤
 //!                                                                     └◀ PageSource
 //! ```
-//! Between faults the thread goes on with what is likely to be touched next ([`Plan`](plan::Plan)).
+//! Between faults the thread goes on with what is likely to be touched next.
 //! It takes no lock that a thread which waits for it could hold, and allocates nothing for a fault.
 //!
 //! A page that cannot be loaded never becomes a page of zeroes. The thread calls the hook that ends
