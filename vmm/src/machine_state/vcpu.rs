@@ -102,7 +102,11 @@ impl VcpuState {
         }
     }
 
-    fn values(&self, section: &str) -> Result<Vec<(RegisterId, &[u8])>, StateError> {
+    /// All registers with their values, whatever they are.
+    ///
+    /// # Errors
+    /// [`StateError::Count`] if the values do not fill the registers.
+    pub fn values(&self, section: &str) -> Result<Vec<(RegisterId, &[u8])>, StateError> {
         let count_error = |expected| StateError::Count {
             name: section.into(),
             what: "bytes of register values",

@@ -97,14 +97,17 @@ impl Vcpu {
     ) -> Result<(), RestoreError> {
         let failed =
             |what: &dyn Display, source| RestoreError::Write { what: self.part(what), source };
+        if let Some(here) = here {
+            // First: a CPU without a feature has not its registers either, which says less.
+            compare_all(&state.values(section)?, here)?;
+        }
         for (id, value) in state.registers(section, list)? {
             if id == RegisterId::MPIDR_EL1 {
                 compare(id, value, &self.read_here(id)?)?;
-            } else if id.is_identification() {
-                if let Some(here) = here.and_then(|here| here.get(&id)) {
-                    compare(id, value, here)?;
-                }
-            } else if !id.is_zero_at_power_on() || value.iter().any(|byte| *byte != 0) {
+                continue;
+            }
+            let is_there = id.is_zero_at_power_on() && value.iter().all(|byte| *byte == 0);
+            if !is_there && !id.is_identification() {
                 self.fd().set_one_reg(id.0, value).map_err(|source| failed(&id, source))?;
             }
         }
@@ -140,6 +143,16 @@ fn compare(id: RegisterId, saved: &[u8], here: &[u8]) -> Result<(), StateError> 
         Some((feature, saved, here)) => Err(StateError::OtherCpu { feature, saved, here }),
         None => Ok(()),
     }
+}
+
+fn compare_all(saved: &[(RegisterId, &[u8])], here: &Identification) -> Result<(), StateError> {
+    let saved = saved.iter().filter(|(id, _)| *id != RegisterId::MPIDR_EL1);
+    for (id, value) in saved {
+        if let Some(here) = here.get(id) {
+            compare(*id, value, here)?;
+        }
+    }
+    Ok(())
 }
 
 /// What is known of who made this vCPU.
