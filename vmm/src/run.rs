@@ -17,7 +17,7 @@ use crate::api::{
 use crate::cli::Options;
 use crate::config::{self, Config, Console, Plan, report};
 use crate::logger;
-use crate::machine::{Machine, MachineError, SaveError};
+use crate::machine::{Machine, MachineError, PauseError, SaveError};
 use crate::machine_state::{Hardware, Then};
 use crate::outcome::{FAILURE, Outcome, WRONG_USAGE};
 use crate::signals::Signals;
@@ -187,6 +187,7 @@ struct Keeper {
 #[expect(missing_docs, reason = "each is the error of the part it is named after")]
 pub enum ControlError {
     Machine(#[from] MachineError),
+    Pause(PauseError),
     Save(SaveError),
     Snapshot(#[from] SnapshotError),
 }
@@ -196,7 +197,7 @@ impl ControlError {
     fn is_users_mistake(&self) -> bool {
         match self {
             Self::Machine(error) => error.is_users_mistake(),
-            Self::Save(_) => false,
+            Self::Pause(_) | Self::Save(_) => false,
             Self::Snapshot(error) => error.is_users_mistake(),
         }
     }
@@ -247,22 +248,22 @@ impl MachineControl for Keeper {
 
     fn pause(&mut self) -> Result<(), ControlError> {
         if let Some(machine) = &mut self.machine {
-            machine.pause().map_err(MachineError::from)?.stay();
+            machine.pause().map_err(ControlError::Pause)?.stay();
         }
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), ControlError> {
         if let Some(machine) = &mut self.machine {
-            let paused = machine.pause().map_err(MachineError::from)?;
-            paused.resume().map_err(MachineError::from)?;
+            let paused = machine.pause().map_err(ControlError::Pause)?;
+            paused.resume().map_err(ControlError::Pause)?;
         }
         Ok(())
     }
 
     fn snapshot(&mut self, request: &SnapshotCreate, config: &Config) -> Result<(), ControlError> {
         let Some(machine) = &mut self.machine else { return Ok(()) };
-        let paused = machine.pause().map_err(MachineError::from)?;
+        let paused = machine.pause().map_err(ControlError::Pause)?;
         let origin = paused.save().map_err(ControlError::Save).and_then(|state| {
             let origin = self.origin.as_ref();
             Ok(snapshots::create(request, paused.memory(), state, origin, config)?)
