@@ -14,6 +14,9 @@ use tokio::sync::Notify;
 
 /// The piece in which output is read, in bytes. It lives as long as the app, so it is small.
 const READ_BYTES: usize = 8 * 1024;
+/// What is still read of each stream before the app's end is noted: as much as a pipe holds. Others
+/// of its tree may go on writing for as long as they like.
+const LAST_WORDS_BYTES: usize = 64 * 1024;
 
 /// What the app is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -116,14 +119,19 @@ pub fn start(agent: &Rc<Agent>, spec: ProcessSpec) -> Result<i32, AppError> {
     agent.timeline.note(Moment::AppStarted);
     agent.logs.push(Stream::Agent, format!("app started as process {}", spawned.pid).as_bytes());
     app.state.replace(AppState::Running { pid: spawned.pid, started_ns: now_ns() });
-    for (pipe, stream) in [(spawned.stdout, Stream::Stdout), (spawned.stderr, Stream::Stderr)] {
-        if let Some(pipe) = pipe {
-            tokio::task::spawn_local(forward(agent.clone(), pipe, stream));
-        }
+    let streams = [(spawned.stdout, Stream::Stdout), (spawned.stderr, Stream::Stderr)];
+    let outputs = streams.map(|(pipe, stream)| {
+        let splitter = RefCell::default();
+        pipe.map(|pipe| Rc::new(Output { agent: agent.clone(), pipe, stream, splitter }))
+    });
+    for output in outputs.iter().flatten() {
+        tokio::task::spawn_local(output.clone().forward());
     }
     let agent = agent.clone();
     tokio::task::spawn_local(async move {
         let Ok(exit) = exit.await else { return };
+        // What it said before its end comes before its end.
+        outputs.iter().flatten().for_each(|output| output.drain());
         agent.app.state.replace(AppState::Exited { exit, ended_ns: now_ns() });
         agent.app.ended.notify_waiters();
         agent.logs.push(Stream::Agent, format!("app {exit}").as_bytes());
@@ -132,19 +140,55 @@ pub fn start(agent: &Rc<Agent>, spec: ProcessSpec) -> Result<i32, AppError> {
     Ok(spawned.pid)
 }
 
-async fn forward(agent: Rc<Agent>, pipe: Pipe, stream: Stream) {
-    let line = |bytes: &[u8]| {
-        agent.logs.push(stream, bytes);
-        agent.console.show(bytes);
-    };
-    let mut splitter = LineSplitter::default();
-    let mut buffer = vec![0; READ_BYTES];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-        splitter.feed(buffer.get(..count).unwrap_or_default(), line);
-        // A flood must not keep the host's requests waiting.
-        tokio::task::yield_now().await;
+/// One stream of the app's output, on its way to the log and the console.
+struct Output {
+    agent: Rc<Agent>,
+    pipe: Pipe,
+    stream: Stream,
+    splitter: RefCell<LineSplitter>,
+}
+
+impl Output {
+    /// Takes what comes until the last process that could write has closed the pipe.
+    async fn forward(self: Rc<Self>) {
+        let mut buffer = vec![0; READ_BYTES];
+        while let Ok(count @ 1..) = self.pipe.read(&mut buffer).await {
+            self.take(buffer.get(..count).unwrap_or_default());
+            // A flood must not keep the host's requests waiting.
+            tokio::task::yield_now().await;
+        }
+        self.finish();
     }
-    splitter.finish(line);
+
+    /// Takes what the pipe holds now.
+    fn drain(&self) {
+        let mut buffer = vec![0; LAST_WORDS_BYTES];
+        let mut filled = 0;
+        while let Some(room @ [_, ..]) = buffer.get_mut(filled..) {
+            match self.pipe.read_now(room) {
+                Ok(0) => {
+                    self.take(buffer.get(..filled).unwrap_or_default());
+                    return self.finish();
+                }
+                Ok(count) => filled += count,
+                Err(_nothing_more) => break,
+            }
+        }
+        self.take(buffer.get(..filled).unwrap_or_default());
+    }
+
+    fn take(&self, bytes: &[u8]) {
+        self.splitter.borrow_mut().feed(bytes, |line| self.show(line));
+    }
+
+    fn finish(&self) {
+        self.splitter.borrow_mut().finish(|line| self.show(line));
+    }
+
+    fn show(&self, line: &[u8]) {
+        self.agent.logs.push(self.stream, line);
+        self.agent.console.show(line);
+    }
 }
 
 /// Asks the app to end, waits at most `grace` for its first process, and returns whether that was

@@ -38,6 +38,20 @@ impl Pipe {
         }
     }
 
+    /// Reads what is there, as [`read`](Self::read) does, but does not wait for it.
+    ///
+    /// # Errors
+    /// What the system call says; `WouldBlock` if nothing is there.
+    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut file = self.0.get_ref();
+        loop {
+            match file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
     /// Writes some bytes.
     ///
     /// # Errors

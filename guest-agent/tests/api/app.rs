@@ -31,7 +31,9 @@ fn an_apps_output_becomes_numbered_lines_that_can_be_followed() {
     let state = agent.client.start_app(&app("echo one; echo two >&2; printf three")).unwrap();
     assert_eq!(state["state"], "running");
     let lines = lines_until_exit(&agent, 0);
-    for (stream, text) in [(Stream::Stdout, "one"), (Stream::Stderr, "two")] {
+    for (stream, text) in
+        [(Stream::Stdout, "one"), (Stream::Stderr, "two"), (Stream::Stdout, "three")]
+    {
         assert!(lines.iter().any(|line| line.stream == stream && line.text == text), "{lines:?}");
     }
     let sequences: Vec<u64> = lines.iter().map(|line| line.sequence).collect();
