@@ -9,6 +9,7 @@ pub use search::PackSearch;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -35,6 +36,9 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// It cannot be asked.
     fn len_bytes(&self) -> io::Result<u64>;
+
+    /// The file that it is, if it is one: another process can be handed that.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 
 impl ReadAt for File {
@@ -44,6 +48,10 @@ impl ReadAt for File {
 
     fn len_bytes(&self) -> io::Result<u64> {
         self.metadata().map(|metadata| metadata.len())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
     }
 }
 
@@ -60,6 +68,10 @@ impl ReadAt for Vec<u8> {
 
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.len() as u64)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
 

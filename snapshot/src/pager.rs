@@ -18,12 +18,14 @@ mod content;
 mod copying;
 mod eager;
 mod error;
+mod local;
 mod pieces;
 mod plan;
 mod raw;
 mod recording;
 mod residency;
 mod server;
+pub mod service;
 mod shared_image;
 mod sharing;
 mod space;
@@ -35,26 +37,23 @@ mod userfault;
 use std::{
     collections::BTreeSet,
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
 };
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{GuestMemoryMmap, bitmap::Bitmap};
 
 use self::{
     content::chunk_count,
     copying::Copying,
-    eager::load_blocks,
+    eager::{copy_blocks, load_blocks},
+    local::LocalMemory,
     plan::Plan,
-    recording::Recording,
     server::{Policy, Server, Status},
+    shared_image::SharedLoadError,
     sharing::Sharing,
     space::{Piece, Space},
-    statistics::Statistics,
     userfault::LazyMemory,
 };
 pub use self::{
@@ -63,7 +62,7 @@ pub use self::{
     plan::{ChunkRun, Reach},
     recording::{RECORDED_CHUNKS_MAX, Touch, working_set},
     residency::Residency,
-    shared_image::{SharedImage, SharedImageError},
+    shared_image::{ImageView, SharedImage, SharedImageError},
     space::SpaceError,
     statistics::Counts,
     userfault::{Userfault, UserfaultError},
@@ -82,6 +81,8 @@ pub enum Mapping {
     /// Into an image that clones share until they write: a block at a time, and once per host. Memory
     /// that the guest gives back is the image's again, not zero.
     Shared(Arc<SharedImage>),
+    /// The same, with an image that the host's pager process keeps: it serves the faults, too.
+    Service(service::Image),
 }
 
 /// How memory is loaded.
@@ -105,8 +106,14 @@ pub struct Options {
 /// Serves the page faults of one machine's RAM, from its start until all is loaded or it is dropped.
 pub struct Pager {
     status: Arc<Status>,
-    thread: Option<JoinHandle<Option<Server>>>,
+    local: LocalMemory,
+    /// What was registered at the start.
+    pieces: Vec<Piece>,
+    thread: Option<JoinHandle<Held>>,
 }
+
+/// What keeps missing pages from being zeroes, unless memory is complete.
+type Held = Option<Box<dyn Send>>;
 
 impl Pager {
     /// Takes over all of guest RAM, which has to be private anonymous memory, and loads it from
@@ -126,53 +133,56 @@ impl Pager {
         options: Options,
         on_failure: impl FnOnce(PagerError) + Send + 'static,
     ) -> Result<Self, StartError> {
-        let space = Space::of(memory)?;
-        check(&space, &*source)?;
-        let blocks = space.block_count();
+        let local = LocalMemory::of(memory)?;
+        let space = local.space();
+        check(space, &*source)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let status = Arc::new(Status {
-            statistics: Statistics::default(),
-            residency: Residency::new(blocks),
-            recording: options.is_recording.then(|| Recording::new(blocks)),
-            is_stopping: AtomicBool::new(false),
-            is_complete: AtomicBool::new(false),
-            stop: stop.map_err(|error| StartError::Thread(error.into()))?,
-        });
+        let stop = stop.map_err(|error| StartError::Thread(error.into()))?;
+        let blocks = space.block_count();
+        let status = Status::new(blocks, options.is_recording, stop);
         let ahead: BTreeSet<BlockIndex> = options.ahead.into_iter().collect();
         let is_lazy = |block| source.has_data(block) && !ahead.contains(&block);
-        let lazy = pieces::with_data(&space, is_lazy);
-        let lazy_memory = LazyMemory::new(userfault, space);
-        let image = match options.mapping {
-            Mapping::Copy => None,
-            Mapping::Shared(image) => Some(image),
+        let lazy = pieces::with_data(space, is_lazy);
+        let lazy_memory = LazyMemory::new(userfault, space.clone());
+        let pieces = match &options.mapping {
+            Mapping::Copy => register(&local, &lazy_memory, lazy.clone())?,
+            Mapping::Shared(image) => map(&local, &lazy_memory, &lazy, image.view())?,
+            Mapping::Service(image) => map(&local, &lazy_memory, &lazy, image.view())?,
         };
-        let pieces = match &image {
-            None => register(&lazy_memory, lazy.clone())?,
-            Some(image) => map(&lazy_memory, &lazy, image)?,
-        };
-        let space = lazy_memory.space();
         let ready = mark_others(space, &pieces, &status.residency);
         // Only now: a huge page that is filled there cannot reach into what is loaded lazily.
         let is_mine = |block: &BlockIndex| block.0 < blocks && !pieces::contain(&lazy, *block);
         let ahead = ahead.into_iter().filter(is_mine).filter(|block| source.has_data(*block));
         let ahead: Vec<BlockIndex> = ahead.collect();
-        let shared = image.as_deref();
-        let data_bytes = load_blocks(memory, space, &mut *source, shared, ahead.into_iter());
+        let data_bytes = load_ahead(memory, space, &mut *source, &options.mapping, &ahead);
         let data_bytes = data_bytes.map_err(StartError::Ahead)?;
         status.statistics.copied_bytes.add(data_bytes);
         status.statistics.prefetched_bytes.add(data_bytes);
-        let plan = Plan::new(options.working_set, options.reach, chunk_count(space.bytes()));
-        let common = Arc::clone(&status);
-        let policy: Box<dyn Policy> = match image {
-            None => Box::new(Copying::new(lazy_memory, pieces, source, &ready, plan, common)),
-            Some(image) => Box::new(Sharing::new(lazy_memory, pieces, source, image, plan, common)),
+        let thread = thread::Builder::new().name("pager".to_owned());
+        let (working_set, reach) = (options.working_set, options.reach);
+        let plan = |list| Plan::new(list, reach, chunk_count(space.bytes()));
+        let (common, registered) = (Arc::clone(&status), pieces.clone());
+        let policy: Box<dyn Policy> = match options.mapping {
+            Mapping::Copy => {
+                let plan = plan(working_set);
+                Box::new(Copying::new(lazy_memory, registered, source, &ready, plan, common))
+            }
+            Mapping::Shared(image) => {
+                let plan = plan(working_set);
+                Box::new(Sharing::new(lazy_memory, registered, source, image, plan, common))
+            }
+            Mapping::Service(image) => {
+                let link = image.serve(lazy_memory, &registered, working_set, reach)?;
+                let thread = thread
+                    .spawn(move || held(link.watch(&common, on_failure)))
+                    .map_err(StartError::Thread)?;
+                return Ok(Self { status, local, pieces, thread: Some(thread) });
+            }
         };
         let server = Server { policy, status: Arc::clone(&status) };
-        let thread = thread::Builder::new()
-            .name("pager".to_owned())
-            .spawn(move || serve(server, on_failure))
-            .map_err(StartError::Thread)?;
-        Ok(Self { status, thread: Some(thread) })
+        let thread =
+            thread.spawn(move || held(serve(server, on_failure))).map_err(StartError::Thread)?;
+        Ok(Self { status, local, pieces, thread: Some(thread) })
     }
 
     /// What was done so far, in numbers.
@@ -193,7 +203,7 @@ impl Pager {
     /// The chunks that were touched, in order of their first touch, if that is being recorded; at
     /// most [`RECORDED_CHUNKS_MAX`].
     pub fn touches(&self) -> Vec<Touch> {
-        self.status.recording.as_ref().map(Recording::touches).unwrap_or_default()
+        self.status.recording.as_ref().map_or_else(Vec::new, |it| it.touches())
     }
 }
 
@@ -204,10 +214,10 @@ impl Drop for Pager {
         self.status.is_stopping.store(true, Ordering::Release);
         // It fails only when it is full, and then it has been written.
         let _ = rustix::io::write(&self.status.stop, &1_u64.to_ne_bytes());
-        let server = self.thread.take().map(JoinHandle::join);
-        let Some(Ok(Some(server))) = server else { return };
-        for piece in server.policy.pieces() {
-            if server.policy.memory().space().seal(*piece).is_err() {
+        let held = self.thread.take().map(JoinHandle::join);
+        let Some(Ok(Some(_held))) = held else { return };
+        for piece in &self.pieces {
+            if self.local.seal(*piece).is_err() {
                 // The userfaultfd is about to close, and every missing page to read as zeroes.
                 std::process::abort();
             }
@@ -228,17 +238,14 @@ fn serve(mut server: Server, on_failure: impl FnOnce(PagerError)) -> Option<Serv
     let guard = AbortOnPanic;
     if let Err(error) = server.run() {
         on_failure(error);
-        wait_for_end(&server.status);
+        server.status.wait_for_end();
     }
     std::mem::forget(guard);
     (!server.status.is_complete.load(Ordering::Acquire)).then_some(server)
 }
 
-fn wait_for_end(status: &Status) {
-    while !status.is_stopping.load(Ordering::Acquire) {
-        // The only error is an interruption.
-        let _ = poll(&mut [PollFd::new(&status.stop, PollFlags::IN)], None);
-    }
+fn held(value: Option<impl Send + 'static>) -> Held {
+    value.map(|value| Box::new(value) as _)
 }
 
 /// A panic would unwind and close the userfaultfd, and every missing page would read as zeroes.
@@ -263,11 +270,14 @@ fn check(space: &Space, source: &dyn PageSource) -> Result<(), StartError> {
 }
 
 /// Private memory, of which these pieces are loaded lazily.
-fn register(memory: &LazyMemory, pieces: Vec<Piece>) -> Result<Vec<Piece>, StartError> {
-    let space = memory.space();
-    clear(space)?;
+fn register(
+    local: &LocalMemory,
+    memory: &LazyMemory,
+    pieces: Vec<Piece>,
+) -> Result<Vec<Piece>, StartError> {
+    clear(local)?;
     for piece in &pieces {
-        memory.register(*piece).map_err(|source| refused(space, LAZY, *piece, source))?;
+        memory.register(*piece).map_err(|source| refused(local, LAZY, *piece, source))?;
     }
     Ok(pieces)
 }
@@ -276,37 +286,72 @@ fn register(memory: &LazyMemory, pieces: Vec<Piece>) -> Result<Vec<Piece>, Start
 /// lazily: they are returned. The rest stays private, zeroes too: a read would fill a hole of the
 /// image.
 fn map(
+    local: &LocalMemory,
     memory: &LazyMemory,
     mapped: &[Piece],
-    image: &SharedImage,
+    image: &ImageView,
 ) -> Result<Vec<Piece>, StartError> {
-    let space = memory.space();
+    let space = local.space();
     let (ram_bytes, image_bytes) = (space.bytes(), image.image_bytes());
     if ram_bytes != image_bytes {
         return Err(StartError::Length { ram_bytes, image_bytes });
     }
     let is_missing = |block| pieces::contain(mapped, block) && !image.is_resident(block);
     let pieces = pieces::exactly(space, is_missing);
-    clear(space)?;
+    clear(local)?;
     for piece in mapped {
-        space.map(*piece, image).map_err(|source| refused(space, SHARE, *piece, source))?;
+        local.map(*piece, image).map_err(|source| refused(local, SHARE, *piece, source))?;
     }
     for piece in &pieces {
-        memory.register_file(*piece).map_err(|source| refused(space, LAZY, *piece, source))?;
+        memory.register_file(*piece).map_err(|source| refused(local, LAZY, *piece, source))?;
     }
     Ok(pieces)
+}
+
+/// Loads what is needed first. What clones share is verified once for all of them, and copied.
+fn load_ahead<B: Bitmap + 'static>(
+    memory: &GuestMemoryMmap<B>,
+    space: &Space,
+    source: &mut dyn PageSource,
+    mapping: &Mapping,
+    blocks: &[BlockIndex],
+) -> Result<u64, LoadError> {
+    let image = match mapping {
+        Mapping::Copy => return load_blocks(memory, space, source, blocks.iter().copied()),
+        Mapping::Shared(image) => {
+            for block in blocks {
+                let address = space.guest(block.offset_bytes());
+                image.load(*block, source).map_err(|error| match error {
+                    SharedLoadError::Source(source) => LoadError::Source { address, source },
+                    SharedLoadError::Image(source) => LoadError::Image { address, source },
+                })?;
+            }
+            image.view()
+        }
+        Mapping::Service(image) => image.view(),
+    };
+    // The service has loaded what it was asked for. What it was not asked for is loaded here.
+    let (shared, own): (Vec<_>, Vec<_>) =
+        blocks.iter().copied().partition(|block| image.is_resident(*block));
+    let bytes = copy_blocks(memory, space, image, shared.into_iter())?;
+    Ok(bytes.saturating_add(load_blocks(memory, space, source, own.into_iter())?))
 }
 
 const LAZY: &str = "load lazily";
 const SHARE: &str = "map the shared image in";
 
-fn refused(space: &Space, attempt: &'static str, piece: Piece, source: io::Error) -> StartError {
-    StartError::Memory { attempt, address: space.guest(piece.offset_bytes), source }
+fn refused(
+    local: &LocalMemory,
+    attempt: &'static str,
+    piece: Piece,
+    source: io::Error,
+) -> StartError {
+    StartError::Memory { attempt, address: local.space().guest(piece.offset_bytes), source }
 }
 
-fn clear(space: &Space) -> Result<(), StartError> {
-    for piece in space.pieces() {
-        space.clear(piece).map_err(|source| refused(space, "clear", piece, source))?;
+fn clear(local: &LocalMemory) -> Result<(), StartError> {
+    for piece in local.space().pieces() {
+        local.clear(piece).map_err(|source| refused(local, "clear", piece, source))?;
     }
     Ok(())
 }

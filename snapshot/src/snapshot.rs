@@ -171,6 +171,11 @@ impl Snapshot {
         MachineSections::new(&self.manifest.machine)
     }
 
+    /// Those that are open, each once.
+    pub(crate) fn packs(&self) -> impl Iterator<Item = &Pack> {
+        self.packs.iter().flatten()
+    }
+
     pub(crate) fn pack(&self, slot: u8) -> Option<&Pack> {
         self.packs.get(usize::from(slot)).and_then(Option::as_ref)
     }
@@ -181,7 +186,7 @@ impl Snapshot {
 }
 
 /// Reads a manifest, after its header has said how long it is and been believed.
-fn read_manifest(mut file: File) -> io::Result<Vec<u8>> {
+pub(crate) fn read_manifest(mut file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
     if let Ok(header) = Header::decode(&bytes) {

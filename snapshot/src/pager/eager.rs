@@ -3,12 +3,14 @@
 use std::io;
 
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, VolatileMemoryError, bitmap::Bitmap,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    VolatileMemoryError, bitmap::Bitmap,
 };
 
 use super::{
-    shared_image::{SharedImage, SharedLoadError},
-    space::{Space, SpaceError},
+    local::LocalMemory,
+    shared_image::ImageView,
+    space::{Piece, Space, SpaceError},
 };
 use crate::{
     layout::{BLOCK_BYTES, BlockIndex, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex},
@@ -71,37 +73,30 @@ pub fn load_all<B: Bitmap + Clone + Send + Sync + 'static>(
     memory: &GuestMemoryMmap<B>,
     source: &mut dyn PageSource,
 ) -> Result<(), LoadError> {
-    let space = Space::of(memory)?;
+    let local = LocalMemory::of(memory)?;
+    let space = local.space();
     let (ram_bytes, image_bytes) = (space.bytes(), source.image_bytes());
     if ram_bytes != image_bytes {
         return Err(LoadError::Length { ram_bytes, image_bytes });
     }
-    space.pieces().try_for_each(|piece| space.clear(piece)).map_err(LoadError::Clear)?;
+    space.pieces().try_for_each(|piece| local.clear(piece)).map_err(LoadError::Clear)?;
     let blocks = (0..space.block_count()).map(BlockIndex);
-    load_blocks(memory, &space, source, None, blocks).map(|_bytes| ())
+    load_blocks(memory, space, source, blocks).map(|_bytes| ())
 }
 
-/// Loads these blocks into memory that nobody uses yet, through an image if there is one. Returns how
-/// much of them is not zero.
+/// Loads these blocks into memory that nobody uses yet. Returns how much of them is not zero.
 pub(super) fn load_blocks<B: Bitmap + 'static>(
     memory: &GuestMemoryMmap<B>,
     space: &Space,
     source: &mut dyn PageSource,
-    image: Option<&SharedImage>,
     blocks: impl Iterator<Item = BlockIndex>,
 ) -> Result<u64, LoadError> {
     let mut buffer = block_buffer();
     let mut data_bytes = 0_u64;
     for block in blocks {
         let address = space.guest(block.offset_bytes());
-        let pages = match image {
-            None => source.load_block(block, &mut buffer).map_err(SharedLoadError::Source),
-            Some(image) => image.load_block(block, source, &mut buffer),
-        };
-        let pages = pages.map_err(|error| match error {
-            SharedLoadError::Source(source) => LoadError::Source { address, source },
-            SharedLoadError::Image(source) => LoadError::Image { address, source },
-        })?;
+        let pages = source.load_block(block, &mut buffer);
+        let pages = pages.map_err(|source| LoadError::Source { address, source })?;
         for (first, count) in runs(&pages) {
             let page = PageIndex(block.first_page().0.saturating_add(first as u32));
             let address = space.guest(page.offset_bytes());
@@ -117,6 +112,28 @@ pub(super) fn load_blocks<B: Bitmap + 'static>(
     Ok(data_bytes)
 }
 
+/// Copies these blocks of an image, in which they are, into memory that nobody uses yet. Returns how
+/// much that is.
+pub(super) fn copy_blocks<B: Bitmap + 'static>(
+    memory: &GuestMemoryMmap<B>,
+    space: &Space,
+    image: &ImageView,
+    blocks: impl Iterator<Item = BlockIndex>,
+) -> Result<u64, LoadError> {
+    let mut bytes = 0_u64;
+    for block in blocks {
+        let piece = space.in_one_region(Piece::of_block(block));
+        let address = space.guest(piece.offset_bytes);
+        let content = image.block(block).and_then(|it| it.subslice(0, piece.len_bytes as usize));
+        let content = content.map_err(|source| LoadError::Image { address, source })?;
+        let place = memory.get_slice(address, piece.len_bytes as usize);
+        content
+            .copy_to_volatile_slice(place.map_err(|source| LoadError::Write { address, source })?);
+        bytes = bytes.saturating_add(piece.len_bytes);
+    }
+    Ok(bytes)
+}
+
 /// Room for a block on its way.
 pub(super) fn block_buffer() -> Box<[u8; BLOCK_BYTES]> {
     let buffer = vec![0; BLOCK_BYTES].into_boxed_slice();
@@ -124,7 +141,7 @@ pub(super) fn block_buffer() -> Box<[u8; BLOCK_BYTES]> {
 }
 
 /// Pages of a block that follow one another: the first, and how many.
-fn runs(pages: &PageSet) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn runs(pages: &PageSet) -> impl Iterator<Item = (usize, usize)> {
     let pages = *pages;
     let mut next = 0;
     std::iter::from_fn(move || {

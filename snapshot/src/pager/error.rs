@@ -4,7 +4,9 @@ use std::io;
 
 use vm_memory::GuestAddress;
 
-use super::{eager::LoadError, space::SpaceError, userfault::UserfaultError};
+use super::{
+    eager::LoadError, service::ServiceError, space::SpaceError, userfault::UserfaultError,
+};
 use crate::source::SourceError;
 
 /// Why memory cannot be loaded from here on. Nothing was touched yet.
@@ -44,6 +46,9 @@ pub enum StartError {
     /// What the machine needs first cannot be had.
     #[error("load what is needed first")]
     Ahead(#[source] LoadError),
+    /// The host's pager does not serve it.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
     /// The host has no room for a thread or an event.
     #[error("start the pager's thread")]
     Thread(#[source] io::Error),
@@ -78,6 +83,15 @@ pub enum PagerError {
     /// Faults cannot be waited for.
     #[error("wait for the guest's page faults")]
     Wait(#[source] io::Error),
+    /// The host's pager cannot go on with this machine.
+    #[error("the host's pager gives up: {reason}")]
+    Service {
+        /// Why.
+        reason: String,
+    },
+    /// The host's pager is not there any more.
+    #[error("the host's pager serves this machine no more")]
+    Link(#[source] ServiceError),
     /// The kernel tells of something that nobody asked for.
     #[error("the userfaultfd tells of {event}, which is no fault of guest memory")]
     Unexpected {

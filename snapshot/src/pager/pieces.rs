@@ -5,7 +5,7 @@ use crate::layout::{BLOCK_BYTES, BlockIndex};
 
 /// Pieces of memory that are registered. Each is a mapping of its own for the kernel, of which a
 /// process may have 65530.
-const PIECES_MAX: usize = 1024;
+pub(super) const PIECES_MAX: usize = 1024;
 
 /// The blocks that have data, in as few pieces as that takes. Blocks of zeroes are the kernel's: it
 /// fills them faster than anybody who is asked, in huge pages too. If data and zeroes alternate too
@@ -38,8 +38,7 @@ fn with_gaps(space: &Space, has_data: &impl Fn(BlockIndex) -> bool, gap_blocks: 
     let gap_bytes = u64::from(gap_blocks).saturating_mul(BLOCK_BYTES as u64);
     let mut pieces: Vec<Piece> = Vec::new();
     for block in (0..space.block_count()).map(BlockIndex).filter(|block| has_data(*block)) {
-        let whole = Piece { offset_bytes: block.offset_bytes(), len_bytes: BLOCK_BYTES as u64 };
-        let piece = space.in_one_region(whole);
+        let piece = space.in_one_region(Piece::of_block(block));
         let joined = pieces.last().and_then(|last| join(space, *last, piece, gap_bytes));
         match (joined, pieces.last_mut()) {
             (Some(joined), Some(last)) => *last = joined,

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     layout::{BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
     manifest::PageRun,
@@ -21,7 +23,7 @@ pub struct ChunkRun {
 }
 
 /// How far the pager goes on its own, beyond faults and the list it was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Reach {
     /// Nowhere: only what is touched is loaded. For recording a working set, and for measuring.
     Chunk,

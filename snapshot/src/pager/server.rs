@@ -28,8 +28,32 @@ pub(super) struct Status {
     pub recording: Option<Recording>,
     pub is_stopping: AtomicBool,
     pub is_complete: AtomicBool,
-    /// Written to end the thread.
+    /// Readable when the thread is to end: an eventfd, or a socket whose other side is gone.
     pub stop: OwnedFd,
+}
+
+impl Status {
+    pub fn new(blocks: u32, is_recording: bool, stop: OwnedFd) -> Arc<Self> {
+        Arc::new(Self {
+            statistics: Statistics::default(),
+            residency: Residency::new(blocks),
+            recording: is_recording.then(|| Recording::new(blocks)),
+            is_stopping: AtomicBool::new(false),
+            is_complete: AtomicBool::new(false),
+            stop,
+        })
+    }
+
+    /// Ends when [`stop`](Self::stop) is readable.
+    pub fn wait_for_end(&self) {
+        while !self.is_stopping.load(Ordering::Acquire) {
+            let mut descriptors = [PollFd::new(&self.stop, PollFlags::IN)];
+            // The only error is an interruption.
+            if poll(&mut descriptors, None).is_ok() {
+                self.is_stopping.store(true, Ordering::Release);
+            }
+        }
+    }
 }
 
 /// Whether there was something to do.
@@ -142,7 +166,14 @@ impl Server {
             PollFd::new(&self.status.stop, PollFlags::IN),
         ];
         match poll(&mut descriptors, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => {
+                let [_, stop] = descriptors;
+                if !stop.revents().is_empty() {
+                    self.status.is_stopping.store(true, Ordering::Release);
+                }
+                Ok(())
+            }
+            Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(PagerError::Wait(error.into())),
         }
     }

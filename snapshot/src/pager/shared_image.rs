@@ -5,34 +5,47 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU32, Ordering},
     },
 };
 
 use rustix::{
     fs::{MemfdFlags, SealFlags},
-    mm::Advice,
+    mm::{Advice, MapFlags, ProtFlags},
 };
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileMemoryError, mmap};
+use vm_memory::{
+    Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileMemoryError, VolatileSlice, mmap,
+};
 
+use super::eager::{block_buffer, runs};
 use crate::{
-    layout::{BLOCK_BYTES, BlockIndex, IMAGE_BYTES_MAX, block_count},
-    page_set::PageSet,
+    layout::{BLOCK_BYTES, BlockIndex, IMAGE_BYTES_MAX, PAGE_BYTES, block_count},
     source::{PageSource, SourceError},
 };
 
 /// State of a block that is there, whole and verified.
 const RESIDENT: u8 = 1;
-/// So that a file that is handed over neither shrinks under a mapping nor grows.
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+/// A file that is handed over neither shrinks under a mapping nor grows, and is written by nobody
+/// but who mapped it before it was sealed (Linux 5.1).
+const SEALS: SealFlags =
+    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
 
 /// The decoded image of a snapshot in a memory file, in huge pages where the host has them
 /// (`shmem_enabled`). Behind the image lies one byte for each block: whether it is there.
 ///
-/// Who holds the descriptor can write the image, and so decides what the machines that share it
-/// run. It is for processes that trust each other.
+/// Only its maker can write it. Others map it, with [`ImageView`].
 pub struct SharedImage {
+    view: ImageView,
+    /// All of the file, to write.
+    window: MmapRegion<()>,
+    /// Content on its way. Whoever loads holds it, so that nobody loads a block again.
+    buffer: Mutex<Box<[u8; BLOCK_BYTES]>>,
+    loaded_blocks: AtomicU32,
+}
+
+/// A [`SharedImage`], to read.
+pub struct ImageView {
     file: Arc<File>,
     image_bytes: u64,
     /// All of the file.
@@ -86,19 +99,77 @@ impl SharedImage {
     /// See [`SharedImageError`].
     pub fn create(image_bytes: u64) -> Result<Self, SharedImageError> {
         let file_bytes = file_bytes(image_bytes)?;
-        let create = || -> rustix::io::Result<OwnedFd> {
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-            let file = rustix::fs::memfd_create("rotifer-image", flags)?;
-            rustix::fs::ftruncate(&file, file_bytes)?;
-            rustix::fs::fcntl_add_seals(&file, SEALS)?;
-            Ok(file)
+        let failed = |error: rustix::io::Errno| SharedImageError::Create {
+            file_bytes,
+            source: error.into(),
         };
-        let file = create()
-            .map_err(|error| SharedImageError::Create { file_bytes, source: error.into() })?;
-        Self::map(file, image_bytes, file_bytes)
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("rotifer-image", flags).map_err(failed)?;
+        rustix::fs::ftruncate(&file, file_bytes).map_err(failed)?;
+        let file = Arc::new(File::from(file));
+        let offset = FileOffset::from_arc(Arc::clone(&file), 0);
+        let window = MmapRegion::from_file(offset, file_bytes as usize);
+        let window = window.map_err(SharedImageError::Map)?;
+        rustix::fs::fcntl_add_seals(&*file, SEALS).map_err(failed)?;
+        // A host without huge pages refuses, and works without.
+        // SAFETY: the range is the mapping just made; the advice changes no content.
+        let _ = unsafe {
+            rustix::mm::madvise(window.as_ptr().cast(), window.size(), Advice::LinuxHugepage)
+        };
+        let view = ImageView::map(file, image_bytes, file_bytes)?;
+        Ok(Self {
+            view,
+            window,
+            buffer: Mutex::new(block_buffer()),
+            loaded_blocks: AtomicU32::new(0),
+        })
     }
 
-    /// The image that another process created.
+    /// What others see of it.
+    pub fn view(&self) -> &ImageView {
+        &self.view
+    }
+
+    /// Sees to it that a block is there. Returns whether it was loaded for that: it is verified once
+    /// for all who share it.
+    pub(super) fn load(
+        &self,
+        block: BlockIndex,
+        source: &mut dyn PageSource,
+    ) -> Result<bool, SharedLoadError> {
+        if self.view.is_resident(block) {
+            return Ok(false);
+        }
+        // Whoever panicked with it published nothing.
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.view.is_resident(block) {
+            return Ok(false);
+        }
+        let pages = source.load_block(block, &mut buffer)?;
+        let window = self.window.as_volatile_slice();
+        for (first, count) in runs(&pages) {
+            let begin = first.saturating_mul(PAGE_BYTES);
+            let end = begin.saturating_add(count.saturating_mul(PAGE_BYTES));
+            let place = (block.offset_bytes() as usize).saturating_add(begin);
+            window.write_slice(buffer.get(begin..end).unwrap_or_default(), place)?;
+        }
+        let place = state_place(self.view.image_bytes, block)
+            .ok_or(VolatileMemoryError::OutOfBounds { addr: block.0 as usize })?;
+        let state: &AtomicU8 = self.window.get_atomic_ref(place)?;
+        state.store(RESIDENT, Ordering::Release);
+        self.loaded_blocks.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// What of the image is there.
+    pub(super) fn loaded_bytes(&self) -> u64 {
+        let blocks = u64::from(self.loaded_blocks.load(Ordering::Relaxed));
+        blocks.saturating_mul(BLOCK_BYTES as u64)
+    }
+}
+
+impl ImageView {
+    /// The image that another process made.
     ///
     /// # Errors
     /// See [`SharedImageError`].
@@ -109,7 +180,7 @@ impl SharedImage {
         if length != Ok(file_bytes) || !seals.is_ok_and(|seals| seals.contains(SEALS)) {
             return Err(SharedImageError::Foreign { image_bytes });
         }
-        Self::map(file, image_bytes, file_bytes)
+        Self::map(Arc::new(File::from(file)), image_bytes, file_bytes)
     }
 
     /// Bytes of the image.
@@ -119,85 +190,53 @@ impl SharedImage {
 
     /// Whether a block is there.
     pub fn is_resident(&self, block: BlockIndex) -> bool {
-        self.state(block).is_some_and(|state| state.load(Ordering::Acquire) == RESIDENT)
+        let place = state_place(self.image_bytes, block);
+        let state = place.and_then(|place| self.window.get_atomic_ref::<AtomicU8>(place).ok());
+        state.is_some_and(|state| state.load(Ordering::Acquire) == RESIDENT)
     }
 
-    /// Puts a verified block there. Two who do it at once write the same.
-    fn publish(
+    /// A block that is there.
+    pub(super) fn block(
         &self,
         block: BlockIndex,
-        bytes: &[u8; BLOCK_BYTES],
-    ) -> Result<(), VolatileMemoryError> {
-        let start = block.offset_bytes() as usize;
-        self.window.as_volatile_slice().write_slice(bytes, start)?;
-        if let Some(state) = self.state(block) {
-            state.store(RESIDENT, Ordering::Release);
-        }
-        Ok(())
+    ) -> Result<VolatileSlice<'_>, VolatileMemoryError> {
+        self.window.get_slice(block.offset_bytes() as usize, BLOCK_BYTES)
     }
 
-    /// The content of a block that is there.
-    fn read(
-        &self,
-        block: BlockIndex,
-        out: &mut [u8; BLOCK_BYTES],
-    ) -> Result<(), VolatileMemoryError> {
-        self.window.as_volatile_slice().read_slice(out, block.offset_bytes() as usize)
-    }
-
-    /// Loads a block through the image: it is there afterwards, and was verified once for all who
-    /// share it.
-    pub(super) fn load_block(
-        &self,
-        block: BlockIndex,
-        source: &mut dyn PageSource,
-        out: &mut [u8; BLOCK_BYTES],
-    ) -> Result<PageSet, SharedLoadError> {
-        if self.is_resident(block) {
-            self.read(block, out)?;
-            return Ok(source.pages(block)?);
-        }
-        let pages = source.load_block(block, out)?;
-        self.publish(block, out)?;
-        Ok(pages)
-    }
-
-    fn state(&self, block: BlockIndex) -> Option<&AtomicU8> {
-        let count = block_count(self.image_bytes);
-        let states = (count as usize).checked_mul(BLOCK_BYTES)?;
-        let place = states.checked_add(block.0 as usize)?;
-        if block.0 >= count {
-            return None;
-        }
-        self.window.get_atomic_ref(place).ok()
-    }
-
-    fn map(file: OwnedFd, image_bytes: u64, file_bytes: u64) -> Result<Self, SharedImageError> {
-        let file = Arc::new(File::from(file));
+    fn map(file: Arc<File>, image_bytes: u64, file_bytes: u64) -> Result<Self, SharedImageError> {
         let offset = FileOffset::from_arc(Arc::clone(&file), 0);
-        let window = MmapRegion::from_file(offset, file_bytes as usize);
-        let window = window.map_err(SharedImageError::Map)?;
-        // A host without huge pages refuses, and works without.
-        // SAFETY: the range is the mapping just made; the advice changes no content.
-        let _ = unsafe {
-            rustix::mm::madvise(window.as_ptr().cast(), window.size(), Advice::LinuxHugepage)
-        };
-        Ok(Self { file, image_bytes, window })
+        let protection = ProtFlags::READ.bits() as i32;
+        let flags = (MapFlags::SHARED | MapFlags::NORESERVE).bits() as i32;
+        let window = MmapRegion::build(Some(offset), file_bytes as usize, protection, flags);
+        Ok(Self { file, image_bytes, window: window.map_err(SharedImageError::Map)? })
     }
 }
 
-impl AsFd for SharedImage {
+impl AsFd for ImageView {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+impl std::fmt::Debug for ImageView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageView").field("image_bytes", &self.image_bytes).finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for SharedImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SharedImage")
-            .field("image_bytes", &self.image_bytes)
+            .field("image_bytes", &self.view.image_bytes)
             .finish_non_exhaustive()
     }
+}
+
+/// Where a block's state is.
+fn state_place(image_bytes: u64, block: BlockIndex) -> Option<usize> {
+    let count = block_count(image_bytes);
+    let states = (count as usize).checked_mul(BLOCK_BYTES)?;
+    (block.0 < count).then_some(states.checked_add(block.0 as usize)?)
 }
 
 /// Whole blocks, and a byte for each of them.

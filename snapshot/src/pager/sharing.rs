@@ -4,7 +4,6 @@
 use std::{io, sync::Arc};
 
 use super::{
-    eager::block_buffer,
     error::PagerError,
     plan::{ChunkRun, Plan},
     server::{Policy, Status, Step},
@@ -24,8 +23,6 @@ pub(super) struct Sharing {
     source: Box<dyn PageSource>,
     image: Arc<SharedImage>,
     plan: Plan,
-    /// Verified content on its way: nothing else gets into the image.
-    buffer: Box<[u8; BLOCK_BYTES]>,
     /// Blocks that are still registered.
     missing_blocks: u64,
     status: Arc<Status>,
@@ -41,10 +38,9 @@ impl Sharing {
         plan: Plan,
         status: Arc<Status>,
     ) -> Self {
-        let buffer = block_buffer();
         let blocks = pieces.iter().map(|piece| piece.len_bytes.div_ceil(BLOCK_BYTES as u64));
         let missing_blocks = blocks.sum();
-        Self { memory, pieces, source, image, plan, buffer, missing_blocks, status }
+        Self { memory, pieces, source, image, plan, missing_blocks, status }
     }
 
     fn is_missing(&self, block: BlockIndex) -> bool {
@@ -54,18 +50,16 @@ impl Sharing {
     /// Makes a block ordinary memory, which wakes who waits for it.
     fn load(&mut self, block: BlockIndex, touched: PageIndex) -> Result<(), PagerError> {
         let space = self.memory.space();
-        let whole = Piece { offset_bytes: block.offset_bytes(), len_bytes: BLOCK_BYTES as u64 };
-        let piece = space.in_one_region(whole);
-        if !self.image.is_resident(block) {
-            let loaded = self.image.load_block(block, &mut *self.source, &mut self.buffer);
-            loaded.map_err(|error| match error {
-                SharedLoadError::Source(source) => {
-                    PagerError::Source { address: space.guest(touched.offset_bytes()), source }
-                }
-                SharedLoadError::Image(source) => {
-                    space.error("share the content of", piece, io::Error::other(source))
-                }
-            })?;
+        let piece = space.in_one_region(Piece::of_block(block));
+        let loaded = self.image.load(block, &mut *self.source).map_err(|error| match error {
+            SharedLoadError::Source(source) => {
+                PagerError::Source { address: space.guest(touched.offset_bytes()), source }
+            }
+            SharedLoadError::Image(source) => {
+                space.error("share the content of", piece, io::Error::other(source))
+            }
+        })?;
+        if loaded {
             self.status.statistics.copied_bytes.add(piece.len_bytes);
         }
         self.memory

@@ -1,18 +1,16 @@
-//! Where guest RAM lies: in its image, in this process, and in the guest.
+//! Where guest RAM lies: in its image, in the process that runs the guest, and in the guest.
 
-use std::{any::Any, ffi::c_void, io, os::fd::AsFd, sync::Arc};
+use std::{ffi::c_void, io, sync::Arc};
 
-use rustix::{
-    io::Errno,
-    mm::{Advice, MapFlags, MprotectFlags, ProtFlags},
-};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::Bitmap,
 };
 
 use super::error::PagerError;
 use crate::layout::{
-    BLOCK_BYTES, CHUNK_BYTES, IMAGE_BYTES_MAX, PAGE_BYTES, PageIndex, block_count,
+    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, IMAGE_BYTES_MAX, PAGE_BYTES, PageIndex, block_count,
 };
 
 /// Why guest RAM cannot be loaded.
@@ -34,14 +32,30 @@ pub enum SpaceError {
         /// All regions together.
         bytes: u64,
     },
+    /// More than a machine has.
+    #[error("{count} regions of RAM are more than {REGIONS_MAX}")]
+    TooMany {
+        /// Their number.
+        count: usize,
+    },
+    /// No memory is there.
+    #[error("the RAM at {start:#x} cannot lie at {host:#x} of a process")]
+    Nowhere {
+        /// Where the region begins in the guest.
+        start: u64,
+        /// Where it is said to begin in the process.
+        host: u64,
+    },
 }
 
-/// The regions of guest RAM, one after the other as its image has them. Keeps them mapped.
-#[derive(Clone)]
+/// Regions of RAM of one machine.
+const REGIONS_MAX: usize = 8;
+
+/// The regions of guest RAM, one after the other as its image has them.
+#[derive(Debug, Clone)]
 pub(super) struct Space {
     parts: Arc<[Part]>,
     bytes: u64,
-    _mappings: Arc<dyn Any + Send + Sync>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +64,14 @@ struct Part {
     len_bytes: u64,
     host: usize,
     guest: GuestAddress,
+}
+
+/// A region of RAM: where it is in the guest and in the process that runs it, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Region {
+    pub guest: u64,
+    pub host: u64,
+    pub len_bytes: u64,
 }
 
 /// A piece of the image, inside one region.
@@ -63,27 +85,56 @@ pub(super) struct Piece {
 
 impl Space {
     /// The space of this memory.
-    pub fn of<B: Bitmap + Clone + Send + Sync + 'static>(
-        memory: &GuestMemoryMmap<B>,
-    ) -> Result<Self, SpaceError> {
+    pub fn of<B: Bitmap>(memory: &GuestMemoryMmap<B>) -> Result<Self, SpaceError> {
+        let regions: Vec<_> = memory
+            .iter()
+            .map(|region| Region {
+                guest: region.start_addr().0,
+                host: region.as_ptr() as u64,
+                len_bytes: region.len(),
+            })
+            .collect();
+        Self::of_regions(&regions)
+    }
+
+    /// The space of memory that some process says it has. Nothing but the kernel can say whether that
+    /// is so, and it does, at every call.
+    pub fn of_regions(regions: &[Region]) -> Result<Self, SpaceError> {
+        if regions.len() > REGIONS_MAX {
+            return Err(SpaceError::TooMany { count: regions.len() });
+        }
         let mut parts: Vec<Part> = Vec::new();
         let mut bytes = 0_u64;
-        let count = memory.num_regions();
-        for (number, region) in memory.iter().enumerate() {
-            let is_last = number.saturating_add(1) == count;
+        for (number, region) in regions.iter().enumerate() {
+            let is_last = number.saturating_add(1) == regions.len();
             let unit_bytes = if is_last { CHUNK_BYTES } else { BLOCK_BYTES };
-            let (start, len_bytes) = (region.start_addr(), region.len());
+            let Region { guest: start, host, len_bytes } = *region;
             if !len_bytes.is_multiple_of(unit_bytes as u64) {
-                return Err(SpaceError::Uneven { start: start.0, len_bytes, unit_bytes });
+                return Err(SpaceError::Uneven { start, len_bytes, unit_bytes });
             }
-            let host = region.as_ptr() as usize;
-            parts.push(Part { offset_bytes: bytes, len_bytes, host, guest: start });
+            let is_somewhere = host.is_multiple_of(PAGE_BYTES as u64)
+                && host.checked_add(len_bytes).is_some_and(|end| usize::try_from(end).is_ok());
+            if !is_somewhere {
+                return Err(SpaceError::Nowhere { start, host });
+            }
+            let (host, guest) = (host as usize, GuestAddress(start));
+            parts.push(Part { offset_bytes: bytes, len_bytes, host, guest });
             bytes = bytes.saturating_add(len_bytes);
         }
         if bytes > IMAGE_BYTES_MAX {
             return Err(SpaceError::TooLarge { bytes });
         }
-        Ok(Self { parts: parts.into(), bytes, _mappings: Arc::new(memory.clone()) })
+        Ok(Self { parts: parts.into(), bytes })
+    }
+
+    /// The regions, for another process.
+    pub fn regions(&self) -> Vec<Region> {
+        let region = |part: &Part| Region {
+            guest: part.guest.0,
+            host: part.host as u64,
+            len_bytes: part.len_bytes,
+        };
+        self.parts.iter().map(region).collect()
     }
 
     /// Blocks of the image; the last one may be cut.
@@ -133,42 +184,6 @@ impl Space {
         GuestAddress(found.map_or(0, |(part, inside)| part.guest.0.saturating_add(inside)))
     }
 
-    /// Forgets what is in this piece. Whatever was touched too early, or lies beside it in a huge
-    /// page, would else be taken for loaded.
-    pub fn clear(&self, piece: Piece) -> io::Result<()> {
-        let (start, len_bytes) = self.range(piece)?;
-        // SAFETY: the range is guest RAM that is kept mapped and whose content is ours to decide.
-        // Rust has no reference into it.
-        unsafe { rustix::mm::madvise(start, len_bytes, Advice::LinuxDontNeed)? };
-        Ok(())
-    }
-
-    /// From now on an access to this piece is an error.
-    pub fn seal(&self, piece: Piece) -> io::Result<()> {
-        let (start, len_bytes) = self.range(piece)?;
-        // SAFETY: the range is guest RAM that is kept mapped. Rust has no reference into it.
-        unsafe { rustix::mm::mprotect(start, len_bytes, MprotectFlags::empty())? };
-        Ok(())
-    }
-
-    /// Puts a piece of a file there instead of what is there now, privately: the file stays as it is
-    /// whatever the guest writes. In huge pages, if the file has them.
-    pub fn map(&self, piece: Piece, file: impl AsFd) -> io::Result<()> {
-        let (start, len_bytes) = self.range(piece)?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: the range is guest RAM that is kept mapped and whose content is ours to decide;
-        // it is unmapped with the rest of the region. Rust has no reference into it. Whoever made
-        // the file saw to it that it never becomes shorter.
-        unsafe {
-            rustix::mm::mmap(start, len_bytes, protection, flags, file, piece.offset_bytes)?;
-        }
-        // A host without huge pages refuses, and works without.
-        // SAFETY: as above; the advice changes no content.
-        let _ = unsafe { rustix::mm::madvise(start, len_bytes, Advice::LinuxHugepage) };
-        Ok(())
-    }
-
     /// What went wrong with a piece.
     pub fn error(&self, attempt: &'static str, piece: Piece, source: io::Error) -> PagerError {
         PagerError::Memory { attempt, address: self.guest(piece.offset_bytes), source }
@@ -193,6 +208,11 @@ impl Piece {
     pub fn of_pages(first: PageIndex, count: u32) -> Self {
         let len_bytes = u64::from(count).saturating_mul(PAGE_BYTES as u64);
         Self { offset_bytes: first.offset_bytes(), len_bytes }
+    }
+
+    /// A block, of which the image may have less.
+    pub fn of_block(block: BlockIndex) -> Self {
+        Self { offset_bytes: block.offset_bytes(), len_bytes: BLOCK_BYTES as u64 }
     }
 
     /// Where it ends in the image.
@@ -230,6 +250,20 @@ mod tests {
         assert!(space.host(Piece { offset_bytes: 3 << 20, len_bytes: 1 << 20 }).is_some());
         assert_eq!(space.host(Piece { offset_bytes: 6 << 20, len_bytes: 1 }), None);
         assert_eq!(space.page_at(1), None);
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_its_memory_is_checked() {
+        let region = |host, len_bytes| Region { guest: 1 << 30, host, len_bytes };
+        let good = region(1 << 40, 2 << 20);
+        assert_eq!(Space::of_regions(&[good]).unwrap().regions(), [good]);
+        for host in [!4095, 4097] {
+            let error = Space::of_regions(&[region(host, 2 << 20)]).unwrap_err();
+            assert!(matches!(error, SpaceError::Nowhere { .. }), "{error}");
+        }
+        assert!(matches!(Space::of_regions(&[good; 9]), Err(SpaceError::TooMany { count: 9 })));
+        let large = Space::of_regions(&[region(1 << 40, 1 << 45)]);
+        assert!(matches!(large, Err(SpaceError::TooLarge { .. })));
     }
 
     #[test]

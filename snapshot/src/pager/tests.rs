@@ -3,6 +3,7 @@
 
 mod ahead;
 mod failure;
+mod service;
 mod serving;
 mod sharing;
 mod snapshot;

@@ -66,6 +66,14 @@ impl Userfault {
         created.map(Self::of).map_err(|error| UserfaultError::Device(error.into()))
     }
 
+    /// That of another process, which handed it over.
+    pub(super) fn from_machine(descriptor: OwnedFd) -> io::Result<Self> {
+        // A read must not wait for a machine that says nothing.
+        let flags = rustix::fs::fcntl_getfl(&descriptor)?;
+        rustix::fs::fcntl_setfl(&descriptor, flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Self::of(descriptor))
+    }
+
     /// One that any user may have. Not for machines: a fault of KVM would not reach it.
     #[cfg(test)]
     pub(super) fn user_only() -> io::Result<Self> {
@@ -73,7 +81,8 @@ impl Userfault {
     }
 
     fn of(descriptor: OwnedFd) -> Self {
-        // SAFETY: the descriptor is a userfaultfd, and its only owner gives it away.
+        // SAFETY: the descriptor is open, and its only owner gives it away. If it is no userfaultfd,
+        // the kernel refuses what is asked of it.
         Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) })
     }
 }
@@ -174,8 +183,8 @@ impl LazyMemory {
             let done = rest.offset_bytes.saturating_sub(offset_bytes) as usize;
             let from = bytes.get(done..).unwrap_or_default();
             let len_bytes = from.len().min(rest.len_bytes as usize);
-            // SAFETY: the source is a slice of at least this length; the range is guest RAM that
-            // the space keeps mapped, and the kernel fills only pages that nobody has seen.
+            // SAFETY: the source is a slice of at least this length; the kernel fills only pages of
+            // the userfaultfd's ranges, which are guest RAM that nobody has seen.
             match unsafe { self.userfault.0.copy(from.as_ptr().cast(), start, len_bytes, true) } {
                 Ok(count) => (count, Ok(())),
                 // With an errno in the place of the number if there was no progress.
@@ -194,8 +203,8 @@ impl LazyMemory {
     pub fn zero(&self, piece: Piece) -> io::Result<Filled> {
         let fill = |start: *mut c_void, rest: Piece| {
             let len_bytes = rest.len_bytes as usize;
-            // SAFETY: the range is guest RAM that the space keeps mapped, and the kernel fills only
-            // pages that nobody has seen.
+            // SAFETY: the kernel fills only pages of the userfaultfd's ranges, which are guest RAM
+            // that nobody has seen.
             unsafe { raw::zero_page(&self.userfault, start as usize, len_bytes) }
         };
         self.fill(piece, u64::MAX, fill)

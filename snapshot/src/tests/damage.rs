@@ -1,6 +1,7 @@
 //! Every byte of a snapshot counts: a change is found at open, or when the page is loaded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::machine::*;
@@ -63,6 +64,10 @@ impl ReadAt for Flipped {
 
     fn len_bytes(&self) -> std::io::Result<u64> {
         self.pack.len_bytes()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
 

@@ -9,11 +9,11 @@ use crate::{
     pager::{ChunkRun, PagerError, Reach},
 };
 
-const BLOCKS: u32 = 4;
-const PACK: PackId = PackId([5; 16]);
+pub(super) const BLOCKS: u32 = 4;
+pub(super) const PACK: PackId = PackId([5; 16]);
 
 /// Writes what [`TestSource`] says, with a working set.
-fn write(directory: &Path, working_set: Vec<PageRun>) -> Snapshot {
+pub(super) fn write(directory: &Path, working_set: Vec<PageRun>) -> Snapshot {
     let mut source = TestSource::new(BLOCKS, some);
     let bytes = source.image_bytes();
     let ram = Name::new("ram").unwrap();

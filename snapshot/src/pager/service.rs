@@ -1,0 +1,155 @@
+//! The host's pager process: it keeps the images that machines share, is the only one that can write
+//! them, and serves the faults of all.
+//!
+//! ```text
+//!  a machine's process                                 the pager's process
+//!  connect, Open ───manifest, packs (descriptors)────▶ finds or makes the image, loads what is needed first
+//!          ◀──────────────image (descriptor)── Opened
+//!  maps it, registers what is missing
+//!  Serve ─────────userfaultfd, where RAM lies────────▶ loads, verifies, unregisters block by block
+//!          ◀──────────────────────── Complete, Failed
+//! ```
+//! The machine keeps its userfaultfd open and ends itself when the pager is gone: a fault may wait,
+//! but never reads a page of zeroes. It hands over descriptors and no paths, so the pager needs no
+//! right to open files, and opens none that the machine could not.
+
+mod client;
+mod host;
+mod wire;
+
+use std::{io, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    client::{Image, Service},
+    host::{Host, Keep},
+};
+use super::{
+    plan::Reach,
+    shared_image::SharedImageError,
+    space::{Region, SpaceError},
+};
+use crate::{id::SnapshotId, snapshot::OpenError};
+
+/// What both sides must agree on.
+const VERSION: u32 = 1;
+/// Runs of a working set that are told. What comes later is no head start.
+const WORKING_SET_RUNS_MAX: usize = 4096;
+
+/// What a machine asks for.
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    /// The image of a snapshot. Descriptors: the manifest, and the packs.
+    Open {
+        version: u32,
+        /// Blocks that have to be there when the answer comes.
+        ahead: Vec<u32>,
+    },
+    /// To be served. Descriptor: the userfaultfd.
+    Serve {
+        regions: Vec<Region>,
+        /// Offset and length in bytes of what was registered.
+        pieces: Vec<(u64, u64)>,
+        /// First chunk and number of chunks.
+        working_set: Vec<(u32, u32)>,
+        reach: Reach,
+    },
+}
+
+/// What it is told.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    /// Descriptor: the image.
+    Opened { snapshot: [u8; 32], image_bytes: u64 },
+    /// It gets nothing.
+    Refused { reason: String },
+    /// It cannot go on.
+    Failed { reason: String },
+    /// All is there: it needs the pager no more.
+    Complete,
+}
+
+/// Why machine and pager do not come together.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// There is no pager, or no place for one.
+    #[error("{attempt} the pager's socket {}", path.display())]
+    Socket {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another pager lives there.
+    #[error("another pager listens at {}", path.display())]
+    Busy {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The other side cannot be talked to.
+    #[error("{attempt} the other side of the pager's socket")]
+    Talk {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The other side is gone.
+    #[error("the other side of the pager's socket is gone")]
+    Gone,
+    /// It says what makes no sense here.
+    #[error("the other side of the pager's socket is no partner: {reason}")]
+    Protocol {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The pager says no.
+    #[error("the pager refuses: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// The manifest was replaced meanwhile.
+    #[error("the pager was handed snapshot {found} instead of {expected}: it was replaced")]
+    Replaced {
+        /// What was opened first.
+        expected: SnapshotId,
+        /// What was found.
+        found: SnapshotId,
+    },
+    /// Content that is in no file cannot be handed over.
+    #[error("the packs of the snapshot are not in files of this host")]
+    NoFile,
+    /// The snapshot is none.
+    #[error("open the snapshot that a machine handed over")]
+    Open(#[from] OpenError),
+    /// It cannot be loaded.
+    #[error("load what a machine needs first")]
+    Load(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no image.
+    #[error(transparent)]
+    Image(#[from] SharedImageError),
+    /// The machine's RAM is nowhere.
+    #[error("find the machine's memory")]
+    Space(#[from] SpaceError),
+    /// The host has no thread for it.
+    #[error("start a thread for a machine")]
+    Thread(#[source] io::Error),
+}
+
+/// An error and its causes, for the other side.
+pub(super) fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,345 @@
+//! The pager's side: one thread for each machine, one image for each snapshot.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
+        socket_with,
+    },
+};
+
+use super::{
+    Answer, Request, Service, ServiceError, VERSION, WORKING_SET_RUNS_MAX, text, wire::Peer,
+};
+use crate::{
+    id::SnapshotId,
+    image_reader::ImageReader,
+    layout::{BLOCK_BYTES, BlockIndex, ChunkIndex},
+    pack::PackSearch,
+    pager::{
+        content::chunk_count,
+        pieces::PIECES_MAX,
+        plan::{ChunkRun, Plan, Reach},
+        server::{Server, Status},
+        shared_image::SharedImage,
+        sharing::Sharing,
+        space::{Piece, Region, Space},
+        userfault::{LazyMemory, Userfault},
+    },
+    snapshot::{Snapshot, read_manifest},
+    source::PageSource,
+};
+
+/// Machines that are served at once.
+const MACHINES_MAX: usize = 1024;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+/// A machine that says nothing for so long before it is served is forgotten.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is kept of images that no machine uses, for those to come.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// At most so many bytes that are loaded; the oldest images go first.
+    pub bytes: u64,
+}
+
+/// The pager of a host.
+#[derive(Debug)]
+pub struct Host {
+    listener: OwnedFd,
+    images: Arc<Images>,
+    machines: Arc<AtomicUsize>,
+}
+
+impl Host {
+    /// Listens at this path. A socket that a dead pager left is replaced.
+    ///
+    /// # Errors
+    /// See [`ServiceError`].
+    pub fn listen(path: &Path, keep: Keep) -> Result<Self, ServiceError> {
+        let failed = |error: Errno| ServiceError::Socket {
+            attempt: "listen at",
+            path: path.into(),
+            source: error.into(),
+        };
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let listener = socket_with(family, kind, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        let address = SocketAddrUnix::new(path).map_err(failed)?;
+        match bind(&listener, &address) {
+            Err(Errno::ADDRINUSE) => {
+                if Service::connect(path).is_ok() {
+                    return Err(ServiceError::Busy { path: path.into() });
+                }
+                rustix::fs::unlink(path).map_err(failed)?;
+                bind(&listener, &address).map_err(failed)?;
+            }
+            bound => bound.map_err(failed)?,
+        }
+        listen(&listener, BACKLOG).map_err(failed)?;
+        let images = Arc::new(Images { kept: Mutex::default(), keep });
+        Ok(Self { listener, images, machines: Arc::default() })
+    }
+
+    /// Serves machines for as long as it can. `on_trouble` is told what is wrong with one of them,
+    /// from any thread.
+    ///
+    /// # Errors
+    /// No machine can be accepted any more.
+    pub fn run(
+        &self,
+        on_trouble: impl Fn(&ServiceError) + Send + Sync + 'static,
+    ) -> Result<(), ServiceError> {
+        let on_trouble = Arc::new(on_trouble);
+        loop {
+            let peer = match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+                Ok(socket) => Peer::new(socket),
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(error) => {
+                    let source = error.into();
+                    return Err(ServiceError::Talk { attempt: "accept", source });
+                }
+            };
+            if self.machines.fetch_add(1, Ordering::AcqRel) >= MACHINES_MAX {
+                self.machines.fetch_sub(1, Ordering::AcqRel);
+                let reason = format!("it serves {MACHINES_MAX} machines already");
+                let _they_may_be_gone = peer.send(&Answer::Refused { reason }, &[]);
+                continue;
+            }
+            let (images, machines) = (Arc::clone(&self.images), Arc::clone(&self.machines));
+            let on_trouble = Arc::clone(&on_trouble);
+            let serve = move || {
+                if let Err(error) = serve(&images, &peer) {
+                    let reason = text(&error);
+                    let _they_may_be_gone = peer.send(&Answer::Refused { reason }, &[]);
+                    on_trouble(&error);
+                }
+                drop(peer);
+                machines.fetch_sub(1, Ordering::AcqRel);
+                images.trim();
+            };
+            let thread = thread::Builder::new().name("machine".to_owned()).spawn(serve);
+            if let Err(source) = thread {
+                self.machines.fetch_sub(1, Ordering::AcqRel);
+                return Err(ServiceError::Thread(source));
+            }
+        }
+    }
+}
+
+/// Serves one machine until it needs nothing more, or is gone.
+fn serve(images: &Images, peer: &Peer) -> Result<(), ServiceError> {
+    peer.set_patience(Some(PATIENCE))?;
+    let (request, descriptors) = peer.receive()?;
+    let Request::Open { version, ahead } = request else { return Err(wrong("Open comes first")) };
+    if version != VERSION {
+        return Err(wrong(&format!("it speaks version {version} instead of {VERSION}")));
+    }
+    let snapshot = open(descriptors)?;
+    let image = images.get(&snapshot)?;
+    let mut source = snapshot.memory()?;
+    let ahead = ahead.into_iter().map(BlockIndex);
+    let ahead: Vec<_> = ahead.filter(|block| source.has_data(*block)).collect();
+    for block in ahead {
+        let loaded = image.load(block, &mut source);
+        loaded.map_err(|error| ServiceError::Load(Box::new(error)))?;
+    }
+    let view = image.view();
+    let opened = Answer::Opened { snapshot: snapshot.id().0.0, image_bytes: view.image_bytes() };
+    peer.send(&opened, &[std::os::fd::AsFd::as_fd(view)])?;
+
+    let (request, descriptors) = match peer.receive() {
+        Err(ServiceError::Gone) => return Ok(()),
+        received => received?,
+    };
+    let Request::Serve { regions, pieces, working_set, reach } = request else {
+        return Err(wrong("Serve comes next"));
+    };
+    let [userfault] = <[OwnedFd; 1]>::try_from(descriptors)
+        .map_err(|_| wrong("one descriptor comes with Serve"))?;
+    let userfault = Userfault::from_machine(userfault)
+        .map_err(|source| ServiceError::Talk { attempt: "use the userfaultfd of", source })?;
+    peer.set_patience(None)?;
+    let machine = Machine::new(&regions, &pieces, image)?;
+    machine.serve(peer, source, userfault, (working_set, reach))
+}
+
+fn wrong(reason: &str) -> ServiceError {
+    ServiceError::Protocol { reason: reason.into() }
+}
+
+/// The snapshot of these files: its manifest, and packs.
+fn open(descriptors: Vec<OwnedFd>) -> Result<Snapshot, ServiceError> {
+    let mut files = Vec::new();
+    for file in descriptors.into_iter().map(File::from) {
+        let metadata = file.metadata();
+        let metadata = metadata
+            .map_err(|source| ServiceError::Talk { attempt: "use the files of", source })?;
+        if !metadata.is_file() {
+            return Err(wrong("a snapshot is made of files"));
+        }
+        files.push(file);
+    }
+    let mut files = files.into_iter();
+    let manifest = files.next().ok_or_else(|| wrong("a manifest comes with Open"))?;
+    let bytes = read_manifest(manifest)
+        .map_err(|source| ServiceError::Talk { attempt: "read the manifest of", source })?;
+    let packs = files.enumerate().fold(PackSearch::new(), |search, (number, file)| {
+        search.content(&format!("pack {number} of a machine"), Arc::new(file))
+    });
+    Ok(Snapshot::from_bytes("that a machine handed over", &bytes, &packs)?)
+}
+
+/// A machine as it describes itself.
+struct Machine {
+    space: Space,
+    pieces: Vec<Piece>,
+    image: Arc<SharedImage>,
+}
+
+impl Machine {
+    fn new(
+        regions: &[Region],
+        pieces: &[(u64, u64)],
+        image: Arc<SharedImage>,
+    ) -> Result<Self, ServiceError> {
+        let space = Space::of_regions(regions)?;
+        if space.bytes() != image.view().image_bytes() {
+            return Err(wrong("its RAM and the image differ in length"));
+        }
+        let pieces: Vec<Piece> = pieces
+            .iter()
+            .map(|(offset_bytes, len_bytes)| Piece {
+                offset_bytes: *offset_bytes,
+                len_bytes: *len_bytes,
+            })
+            .collect();
+        let are_pieces = pieces.len() <= PIECES_MAX
+            && pieces.iter().all(|piece| {
+                piece.offset_bytes.is_multiple_of(BLOCK_BYTES as u64)
+                    && space.host(*piece).is_some()
+            })
+            && pieces.is_sorted_by(|one, two| one.end_bytes() <= two.offset_bytes);
+        if !are_pieces {
+            return Err(wrong("what it registered is not in its RAM"));
+        }
+        Ok(Self { space, pieces, image })
+    }
+
+    fn serve(
+        self,
+        peer: &Peer,
+        source: ImageReader,
+        userfault: Userfault,
+        (working_set, reach): (Vec<(u32, u32)>, Reach),
+    ) -> Result<(), ServiceError> {
+        let Self { space, pieces, image } = self;
+        let working_set = working_set.into_iter().take(WORKING_SET_RUNS_MAX);
+        let runs = working_set
+            .map(|(first, count)| ChunkRun { first: ChunkIndex(first), count })
+            .collect();
+        let plan = Plan::new(runs, reach, chunk_count(space.bytes()));
+        let status = Status::new(space.block_count(), false, peer.try_clone()?);
+        let memory = LazyMemory::new(userfault, space);
+        let source = Box::new(source);
+        let common = Arc::clone(&status);
+        let policy = Box::new(Sharing::new(memory, pieces, source, image, plan, common));
+        let mut server = Server { policy, status: Arc::clone(&status) };
+        match server.run() {
+            Ok(()) if status.is_complete.load(Ordering::Acquire) => {
+                match peer.send(&Answer::Complete, &[]) {
+                    Err(ServiceError::Gone) => Ok(()),
+                    sent => sent,
+                }
+            }
+            // The machine is gone, or says something that nobody asked.
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let reason = text(&error);
+                match peer.send(&Answer::Failed { reason: reason.clone() }, &[]) {
+                    // A machine that ended in the middle is no trouble.
+                    Err(ServiceError::Gone) => Ok(()),
+                    Err(error) => Err(error),
+                    Ok(()) => {
+                        // It has a userfaultfd of its own, and ends.
+                        status.wait_for_end();
+                        Err(ServiceError::Load(reason.into()))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The images, by snapshot.
+#[derive(Debug)]
+struct Images {
+    kept: Mutex<Kept>,
+    keep: Keep,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    images: BTreeMap<SnapshotId, Entry>,
+    /// Counts what was asked for.
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    image: Arc<SharedImage>,
+    last_use: u64,
+}
+
+impl Images {
+    fn get(&self, snapshot: &Snapshot) -> Result<Arc<SharedImage>, ServiceError> {
+        let mut kept = self.lock();
+        kept.uses = kept.uses.saturating_add(1);
+        let last_use = kept.uses;
+        if let Some(entry) = kept.images.get_mut(&snapshot.id()) {
+            entry.last_use = last_use;
+            return Ok(Arc::clone(&entry.image));
+        }
+        let image = Arc::new(SharedImage::create(snapshot.memory()?.image_bytes())?);
+        kept.images.insert(snapshot.id(), Entry { image: Arc::clone(&image), last_use });
+        Ok(image)
+    }
+
+    /// Forgets images that no machine uses until what is kept of them is little enough.
+    fn trim(&self) {
+        let mut kept = self.lock();
+        let is_unused = |entry: &Entry| Arc::strong_count(&entry.image) == 1;
+        let mut unused: Vec<_> = kept
+            .images
+            .iter()
+            .filter(|(_, entry)| is_unused(entry))
+            .map(|(id, entry)| (entry.last_use, *id, entry.image.loaded_bytes()))
+            .collect();
+        unused.sort_unstable_by_key(|(last_use, ..)| *last_use);
+        let mut bytes: u64 = unused.iter().map(|(_, _, bytes)| bytes).sum();
+        for (_, id, loaded) in unused {
+            if bytes <= self.keep.bytes {
+                return;
+            }
+            bytes = bytes.saturating_sub(loaded);
+            kept.images.remove(&id);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

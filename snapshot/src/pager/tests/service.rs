@@ -1,0 +1,317 @@
+//! Machines and the pager of their host: in one process, and in two that die.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketType, connect, sendmsg,
+    socket,
+};
+
+use super::{
+    snapshot::{BLOCKS, PACK, write},
+    *,
+};
+use crate::{
+    PackSearch, Snapshot,
+    pager::{
+        ChunkRun, Mapping, PagerError, Reach,
+        service::{Host, Image, Keep, Service, ServiceError},
+    },
+};
+
+/// Says which of the scenes below a child process plays, and where.
+const SCENE: &str = "ROTIFER_SERVICE_SCENE";
+/// How a machine ends whose memory cannot be loaded.
+const ENDED: i32 = 17;
+const KEEP: Keep = Keep { bytes: 1 << 30 };
+
+/// A directory with a snapshot and a pager's socket.
+struct Place(PathBuf);
+
+impl Place {
+    fn socket(&self) -> PathBuf {
+        self.0.join("pager.sock")
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let search = PackSearch::new().directory(&self.0);
+        Snapshot::open(&self.0.join("manifest"), &search).unwrap()
+    }
+
+    fn manifest(&self) -> File {
+        File::open(self.0.join("manifest")).unwrap()
+    }
+
+    fn try_open(&self, ahead: &[BlockIndex]) -> Result<Image, ServiceError> {
+        Service::connect(&self.socket())?.open(&self.snapshot(), &self.manifest(), ahead)
+    }
+
+    fn open(&self, ahead: &[u32]) -> Image {
+        self.try_open(&ahead.iter().copied().map(BlockIndex).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn host(&self, keep: Keep) {
+        let host = Host::listen(&self.socket(), keep).unwrap();
+        thread::spawn(move || host.run(|_| {}));
+    }
+
+    /// Changes a byte of the content, and nothing of the header.
+    fn damage(&self) {
+        let pack = OpenOptions::new().write(true).open(self.0.join(PACK.file_name())).unwrap();
+        pack.write_all_at(&[0xee; 16], 40 * 4096).unwrap();
+    }
+}
+
+fn place() -> (tempfile::TempDir, Place) {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), Vec::new());
+    let place = Place(directory.path().into());
+    (directory, place)
+}
+
+fn start_served(place: &Place, memory: &Memory, image: Image, options: Options) -> Option<Pager> {
+    let userfault = userfault()?;
+    let source = Box::new(place.snapshot().memory().unwrap());
+    let options = Options { mapping: Mapping::Service(image), ..options };
+    let fail = |error: PagerError| panic!("{error:?}");
+    Some(Pager::start(memory, source, userfault, options, fail).unwrap())
+}
+
+fn check_all(memory: &Memory) {
+    pages(BLOCKS).for_each(|page| check(memory, page, some));
+}
+
+#[test]
+fn machines_of_one_snapshot_share_one_image_and_no_writes() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let (first, second) = (memory(BLOCKS), memory(BLOCKS));
+    let Some(one) = start_served(&place, &first, place.open(&[]), Options::default()) else {
+        return;
+    };
+    check_all(&first);
+    first.write_obj(7_u64, address_of(PageIndex(1))).unwrap();
+    wait_until("the pager has nothing to do any more", || one.is_complete());
+    drop(one);
+    let image = place.open(&[]);
+    let data = [0, 1, 2].map(BlockIndex);
+    assert!(data.iter().all(|block| image.view().is_resident(*block)), "the image was kept");
+    let two = start_served(&place, &second, image, Options::default()).unwrap();
+    check_all(&second);
+    wait_until("there is nothing to load", || two.is_complete());
+    drop(two);
+    check(&first, PageIndex(2), some);
+    assert_eq!(read(&first, PageIndex(1), 0), 7);
+}
+
+#[test]
+fn machines_that_start_at_once_are_all_served() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let Some(_may_have_one) = userfault() else { return };
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let memory = memory(BLOCKS);
+                let image = place.open(&[1]);
+                let pager = start_served(&place, &memory, image, Options::default()).unwrap();
+                check_all(&memory);
+                drop(pager);
+            });
+        }
+    });
+}
+
+#[test]
+fn what_is_needed_first_is_there_when_the_image_comes() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let image = place.open(&[2, 3, 900]);
+    let resident: Vec<_> = (0..5).filter(|it| image.view().is_resident(BlockIndex(*it))).collect();
+    assert_eq!(resident, [2], "of block 3 nothing is loaded, it is zero, and 900 is none");
+    let memory = memory(BLOCKS);
+    let ahead = vec![BlockIndex(2), BlockIndex(1)];
+    let working_set = vec![ChunkRun { first: ChunkIndex(3), count: 1 }];
+    let options = Options { ahead, working_set, reach: Reach::Chunk, ..Options::default() };
+    let Some(_pager) = start_served(&place, &memory, image, options) else { return };
+    let again = place.open(&[]);
+    wait_until("the working set is there", || again.view().is_resident(BlockIndex(0)));
+    check_all(&memory);
+    assert!(!again.view().is_resident(BlockIndex(1)), "it was loaded by the machine itself");
+}
+
+#[test]
+fn an_image_that_nobody_uses_goes_when_there_is_no_room_for_it() {
+    let (_directory, place) = place();
+    place.host(Keep { bytes: 0 });
+    let memory = memory(BLOCKS);
+    let image = place.open(&[]);
+    let Some(pager) = start_served(&place, &memory, image, Options::default()) else { return };
+    check_all(&memory);
+    wait_until("all is there", || pager.is_complete());
+    drop(pager);
+    wait_until("the image is gone", || !place.open(&[]).view().is_resident(BlockIndex(0)));
+    check_all(&memory);
+}
+
+#[test]
+fn two_pagers_do_not_share_a_socket_and_a_dead_ones_is_replaced() {
+    let (_directory, place) = place();
+    drop(Host::listen(&place.socket(), KEEP).unwrap());
+    place.host(KEEP);
+    let error = Host::listen(&place.socket(), KEEP).unwrap_err();
+    assert!(matches!(error, ServiceError::Busy { .. }), "{error}");
+    assert!(place.try_open(&[]).is_ok());
+    let error = Service::connect(&place.0.join("nobody")).unwrap_err().to_string();
+    assert!(error.contains("nobody"), "{error}");
+}
+
+#[test]
+fn damage_is_told_to_who_asks_and_to_nobody_else() {
+    let (_directory, place) = place();
+    let (_other_directory, good) = self::place();
+    place.host(KEEP);
+    place.damage();
+    let error = place.try_open(&[0, 1, 2].map(BlockIndex)).unwrap_err().to_string();
+    assert!(error.contains("the pager refuses") && error.contains("has digest"), "{error}");
+    let image = Service::connect(&place.socket()).unwrap();
+    image.open(&good.snapshot(), &good.manifest(), &[BlockIndex(0)]).unwrap();
+}
+
+#[test]
+fn a_stranger_is_refused_and_the_others_are_served() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let manifest = place.manifest();
+    let address = SocketAddrUnix::new(place.socket()).unwrap();
+    let say = |bytes: &[u8], descriptors: &[BorrowedFd<'_>]| {
+        let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&socket, &address).unwrap();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let bytes = [std::io::IoSlice::new(bytes)];
+        sendmsg(&socket, &bytes, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        let mut answer = vec![0; 4096];
+        let count = rustix::io::read(&socket, &mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..count]).into_owned()
+    };
+    let (open, serve) = ([0, 1, 0], [1, 0, 0, 0, 0]);
+    let directory = File::open(&place.0).unwrap();
+    for (bytes, descriptors, expected) in [
+        (&[0xff; 40][..], &[][..], "no partner"),
+        (&open, &[], "a manifest comes with Open"),
+        (&[0, 9, 0], &[manifest.as_fd()], "version 9"),
+        (&open, &[directory.as_fd()], "made of files"),
+        (&open, &[manifest.as_fd()], "was not found"),
+        (&serve, &[manifest.as_fd()], "Open comes first"),
+        (&[0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f], &[manifest.as_fd()], "no partner"),
+    ] {
+        let answer = say(bytes, descriptors);
+        assert!(answer.contains(expected), "{bytes:?}: {answer}");
+    }
+    assert!(place.try_open(&[]).is_ok());
+}
+
+/// A process that plays a scene in a directory.
+fn play(scene: &str, directory: &Path) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "--nocapture", "pager::tests::service::scene"]);
+    child.env(SCENE, format!("{scene} {}", directory.display()));
+    child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until a scene says this word.
+fn wait_for(child: &mut Child, word: &str) {
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().ends_with(word)), "{word}");
+}
+
+/// Not a test of its own: what a child process does.
+#[test]
+fn scene() {
+    let Ok(scene) = std::env::var(SCENE) else { return };
+    let (scene, directory) = scene.split_once(' ').unwrap();
+    let place = Place(directory.into());
+    if scene == "host" {
+        let host = Host::listen(&place.socket(), KEEP).unwrap();
+        println!("LISTENS");
+        return host.run(|_| {}).unwrap();
+    }
+    let memory = memory(BLOCKS);
+    let source = Box::new(place.snapshot().memory().unwrap());
+    let mapping = Mapping::Service(place.open(&[]));
+    let options = Options { mapping, reach: Reach::Chunk, ..Options::default() };
+    let fail = |error: PagerError| {
+        eprintln!("{}", super::super::service::text(&error));
+        std::process::exit(ENDED);
+    };
+    let _pager = Pager::start(&memory, source, userfault().unwrap(), options, fail).unwrap();
+    check(&memory, PageIndex(1), some);
+    println!("RUNS");
+    // The test has damaged the snapshot, or killed the pager, when it closes our input.
+    std::io::stdin().lines().for_each(drop);
+    println!("READ {}", read(&memory, PageIndex(2 * 512), 0));
+}
+
+/// How a machine ends after `trouble`.
+fn end_of_a_machine(trouble: impl FnOnce(&Place, &mut Child)) -> Option<String> {
+    userfault()?;
+    let (_directory, place) = place();
+    let mut host = play("host", &place.0);
+    wait_for(&mut host, "LISTENS");
+    let mut machine = Command::new(std::env::current_exe().unwrap());
+    machine.args(["--exact", "--nocapture", "pager::tests::service::scene"]);
+    machine.env(SCENE, format!("machine {}", place.0.display()));
+    machine.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut machine = machine.spawn().unwrap();
+    wait_for(&mut machine, "RUNS");
+    trouble(&place, &mut host);
+    drop(machine.stdin.take());
+    let output = machine.wait_with_output().unwrap();
+    let _it_may_be_dead = host.kill();
+    host.wait().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(ENDED), "{text}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(!said.contains("READ"), "nobody reads what was not loaded: {said}");
+    Some(text)
+}
+
+#[test]
+fn a_machine_ends_at_once_when_its_pager_is_killed() {
+    let text = end_of_a_machine(|_, host| {
+        host.kill().unwrap();
+        host.wait().unwrap();
+    });
+    let Some(text) = text else { return };
+    assert!(text.contains("the host's pager serves this machine no more"), "{text}");
+}
+
+#[test]
+fn a_machine_ends_with_the_reason_when_its_snapshot_is_damaged() {
+    let Some(text) = end_of_a_machine(|place, _| damage_all(place)) else { return };
+    assert!(text.contains("the host's pager gives up: load the guest's memory at"), "{text}");
+    assert!(text.contains("load page 1024 of image ram of snapshot"), "{text}");
+}
+
+/// Changes every page of the content.
+fn damage_all(place: &Place) {
+    let path = place.0.join(PACK.file_name());
+    let pack = OpenOptions::new().write(true).open(&path).unwrap();
+    for page in 1..pack.metadata().unwrap().len() / 4096 {
+        pack.write_all_at(&[0xee; 16], page * 4096).unwrap();
+    }
+}
