@@ -9,10 +9,12 @@
 
 mod artifacts;
 mod console;
+mod pager;
 mod vm;
 
 pub use artifacts::Artifacts;
 pub use console::Console;
+pub use pager::Pager;
 pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk};
 
 use std::time::Duration;

@@ -16,7 +16,7 @@ use rotifer_agent::process::spec::Capabilities;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Artifacts, Console, DEADLINE};
+use crate::{Artifacts, Console, DEADLINE, Pager};
 
 /// The port on which the agent serves, and on which it tells the host that it does.
 const AGENT_PORT: u32 = 1024;
@@ -159,6 +159,27 @@ impl VmBuilder {
     /// If the host refuses.
     pub fn start_restore(&self, snapshot: &Path) -> Vm {
         self.launch(&[OsStr::new("--restore"), snapshot.as_os_str()])
+    }
+
+    /// As [`Self::start_restore`], with memory that is shared through the host's pager.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn start_restore_shared(&self, snapshot: &Path, pager: &Pager) -> Vm {
+        let socket = pager.socket();
+        let restore = [OsStr::new("--restore"), snapshot.as_os_str()];
+        let share = [OsStr::new("--pager-sock"), socket.as_os_str()];
+        self.launch(&[restore, share].concat())
+    }
+
+    /// As [`Self::restore`], with memory that is shared through the host's pager.
+    ///
+    /// # Panics
+    /// If the host refuses, or the VMM ends.
+    pub fn restore_shared(&self, snapshot: &Path, pager: &Pager) -> Vm {
+        let vm = self.start_restore_shared(snapshot, pager);
+        vm.messages.wait_for("the machine is restored");
+        vm
     }
 
     /// As [`Self::start_restore`], and waits until the machine is restored.

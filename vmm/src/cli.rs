@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser};
 
 use crate::config::{LogLevel, Logger};
+use crate::pager::{DEFAULT_KEEP_MIB, Pager};
 use crate::tools::{Task, Tool};
 
 /// Where the API listens when neither `--api-sock` nor a configuration file is given.
@@ -27,10 +28,13 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
        rotifer-vmm [--api-sock PATH] [options]
        rotifer-vmm snapshot inspect|verify SNAPSHOT [--json]
        rotifer-vmm snapshot diff EARLIER LATER [--json]
+       rotifer-vmm pager --socket PATH [--keep-mib MIB]
 
   --config-file FILE  start the machine that this JSON file describes
   --restore SNAPSHOT  take up again the machine of this snapshot; with --config-file, that file
                       says what the host provides, otherwise it is what it was at the suspend
+  --pager-sock PATH   with --restore: share the memory of the snapshot with its other machines on
+                      this host, through the pager that listens there
   --api-sock PATH     serve the API on this Unix socket (/run/rotifer.socket when there is
                       neither this nor --config-file nor --restore)
   --no-api            serve no API; needs --config-file or --restore
@@ -46,6 +50,9 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
 `snapshot` shows what is in a snapshot, reads and verifies all of it, or shows in what the later of
 two differs; its exit status is 1 if one is damaged, or two differ.
 
+`pager` keeps the memory that machines of one snapshot share, and serves their page faults, until a
+signal ends it. Of images that no machine uses it keeps 1024 MiB, or what --keep-mib says.
+
 Exit status: 0 the guest shut down, or a signal ended the machine; 1 the VMM failed; 2 wrong
 usage or configuration; 3 the guest reset; 4 the guest panicked.
 ";
@@ -57,6 +64,8 @@ pub enum Command {
     Run(Options),
     /// Answer a question about snapshots.
     Tool(Tool),
+    /// Serve the memory of this host's machines.
+    Pager(Pager),
     /// Print [`HELP`].
     Help,
     /// Print the version.
@@ -70,6 +79,8 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// Take up again the machine of this snapshot.
     pub restore: Option<PathBuf>,
+    /// The host's pager; only with a snapshot.
+    pub pager_socket: Option<PathBuf>,
     /// Serve the API here; absent only when there is a configuration file or a snapshot.
     pub api_socket: Option<PathBuf>,
     /// The machine's name.
@@ -94,6 +105,10 @@ pub enum Error {
     ApiOrNot,
     #[error("--id {id:?}: a name has 1 to {ID_BYTES_MAX} ASCII letters, digits and dashes")]
     Id { id: String },
+    #[error("--pager-sock needs --restore: a machine that boots has no memory to share")]
+    NothingToShare,
+    #[error("`pager` needs --socket, and knows besides it --keep-mib and a number")]
+    Pager,
     #[error("after `snapshot` come `inspect` or `verify` and a snapshot, or `diff` and two")]
     Tool,
     #[error("--{option} is given twice")]
@@ -109,10 +124,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             Arg::Value(word) if word == "snapshot" && given.is_empty() => {
                 return tool(parser).map(Command::Tool);
             }
+            Arg::Value(word) if word == "pager" && given.is_empty() => {
+                return pager(parser).map(Command::Pager);
+            }
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
             Arg::Long("config-file") => path(&mut parser, "config-file", &mut given.config_file)?,
             Arg::Long("restore") => path(&mut parser, "restore", &mut given.restore)?,
+            Arg::Long("pager-sock") => path(&mut parser, "pager-sock", &mut given.pager_socket)?,
             Arg::Long("api-sock") => path(&mut parser, "api-sock", &mut given.api_socket)?,
             Arg::Long("log-path") => path(&mut parser, "log-path", &mut given.logger.log_path)?,
             Arg::Long("id") => once("id", &mut given.id, text(&mut parser)?)?,
@@ -145,6 +164,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
 struct Given {
     config_file: Option<PathBuf>,
     restore: Option<PathBuf>,
+    pager_socket: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     no_api: bool,
     id: Option<String>,
@@ -170,9 +190,29 @@ impl Given {
         if !fits {
             return Err(Error::Id { id });
         }
-        let Self { config_file, restore, logger, .. } = self;
-        Ok(Options { config_file, restore, api_socket, id, logger })
+        if self.pager_socket.is_some() && self.restore.is_none() {
+            return Err(Error::NothingToShare);
+        }
+        let Self { config_file, restore, pager_socket, logger, .. } = self;
+        Ok(Options { config_file, restore, pager_socket, api_socket, id, logger })
     }
+}
+
+/// `pager ...`.
+fn pager(mut parser: Parser) -> Result<Pager, Error> {
+    let (mut socket, mut keep_mib) = (None, None);
+    while let Some(argument) = parser.next().map_err(Error::Usage)? {
+        match argument {
+            Arg::Long("socket") => path(&mut parser, "socket", &mut socket)?,
+            Arg::Long("keep-mib") => {
+                let number = text(&mut parser)?.parse().map_err(|_| Error::Pager)?;
+                once("keep-mib", &mut keep_mib, number)?;
+            }
+            other => return Err(Error::Usage(other.unexpected())),
+        }
+    }
+    let socket = socket.ok_or(Error::Pager)?;
+    Ok(Pager { socket, keep_mib: keep_mib.unwrap_or(DEFAULT_KEEP_MIB) })
 }
 
 /// `snapshot ...`.

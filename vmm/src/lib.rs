@@ -21,6 +21,7 @@ pub mod machine;
 pub mod machine_state;
 pub mod memory;
 pub mod outcome;
+pub mod pager;
 pub mod panic_notifier;
 pub mod run;
 pub mod signals;

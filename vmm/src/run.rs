@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use rotifer_devices::GuestMemory;
-use rotifer_snapshot::pager::{self, Pager, PagerError, Userfault};
+use rotifer_snapshot::pager::{Pager, PagerError};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -80,7 +80,8 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
     tracing::debug!("timeline: the process is up");
     let signals = Signals::take().map_err(host("take signals"))?;
     let config = options.config_file.as_deref().map(config::load).transpose()?;
-    let restore = options.restore.map(SnapshotLoad::and_run);
+    let pager_socket = options.pager_socket;
+    let restore = options.restore.map(|path| SnapshotLoad::and_run(path, pager_socket));
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
     let wake = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
     let keeper = Keeper {
@@ -279,16 +280,7 @@ impl MachineControl for Keeper {
             .map_err(SnapshotError::from)?;
         let mut pager = None;
         let fill = |memory: &Arc<GuestMemory>| -> Result<(), SnapshotError> {
-            let source = origin.snapshot.memory().map_err(snapshots::OriginError::from)?;
-            let userfault = Userfault::open()?;
-            let options = pager::Options::default();
-            pager = Some(Pager::start(
-                memory,
-                Box::new(source),
-                userfault,
-                options,
-                end_for_want_of_memory,
-            )?);
+            pager = Some(snapshots::attach(memory, &origin, load, end_for_want_of_memory)?);
             Ok(())
         };
         let machine = Machine::restore(hardware, origin.machine_state(), fill, &self.wake, then)?;

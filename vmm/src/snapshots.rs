@@ -8,17 +8,21 @@
 //! A snapshot knows no path. Where this host keeps what a machine needs (disks, sockets, packs) is
 //! in the [`HostFile`], which may be replaced by another configuration, or be lost.
 
+mod attach;
 mod create;
 mod host_file;
 mod origin;
-mod resident;
+mod own_pages;
 
+pub use attach::attach;
 pub use create::create;
 pub use host_file::{HostFile, HostFileError};
 pub use origin::{Origin, OriginError};
 
 use std::io;
+use std::path::PathBuf;
 
+use rotifer_snapshot::pager::service::ServiceError;
 use rotifer_snapshot::pager::{StartError, UserfaultError};
 use rotifer_snapshot::{NameError, WriteError};
 
@@ -31,6 +35,10 @@ const RAM: &str = "ram";
 pub enum SnapshotError {
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error("read the manifest {}", path.display())]
+    Manifest { path: PathBuf, source: io::Error },
+    #[error("share memory through the host's pager")]
+    Service(#[from] ServiceError),
     #[error("find out which pages of guest RAM are there")]
     Resident(#[source] io::Error),
     #[error("read guest RAM")]
@@ -57,7 +65,14 @@ pub enum SnapshotError {
 impl SnapshotError {
     /// Whether another request would help, on this host.
     pub fn is_users_mistake(&self) -> bool {
-        matches!(self, Self::Origin(_) | Self::HostFile(_) | Self::NoParent | Self::State(_))
+        matches!(
+            self,
+            Self::Origin(_)
+                | Self::HostFile(_)
+                | Self::NoParent
+                | Self::State(_)
+                | Self::Service(_)
+        )
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Load {
     /// A pack, or a directory of packs; absent if the host file or the manifest's directory says
     /// where they are.
     pub memory_path: Option<PathBuf>,
+    /// The socket of the pager through which memory is shared; absent if the machine has its own.
+    pub pager_socket: Option<PathBuf>,
     /// What is beside the manifest, or nothing.
     pub host: HostFile,
 }
@@ -24,7 +26,7 @@ pub struct Load {
 pub enum LoadError {
     #[error("mem_file_path and mem_backend contradict each other: give mem_backend only")]
     TwoMemories,
-    #[error("mem_backend.backend_type is {given:?}: the pager is part of this VMM; use \"File\"")]
+    #[error("mem_backend.backend_type is {given:?}; there are \"File\" and \"Uffd\"")]
     Backend { given: String },
     #[error("network_overrides is not supported: there is no network device yet")]
     Network,
@@ -54,12 +56,16 @@ impl Load {
         if request.clock_realtime {
             return Err(LoadError::Clock);
         }
-        let memory_path = match (request.mem_file_path, request.mem_backend) {
+        let (memory_path, pager_socket) = match (request.mem_file_path, request.mem_backend) {
             (Some(_), Some(_)) => return Err(LoadError::TwoMemories),
-            (_, Some(MemoryBackend { backend_type, .. })) if backend_type != "File" => {
-                return Err(LoadError::Backend { given: backend_type });
+            (path, None) => (path, None),
+            (None, Some(MemoryBackend { backend_type, backend_path })) => {
+                match backend_type.as_str() {
+                    "File" => (Some(backend_path), None),
+                    "Uffd" => (None, Some(backend_path)),
+                    _ => return Err(LoadError::Backend { given: backend_type }),
+                }
             }
-            (path, backend) => path.or(backend.map(|backend| backend.backend_path)),
         };
         let host = HostFile::beside(&request.snapshot_path)?;
         let is_configured = *config != Config::default();
@@ -72,6 +78,7 @@ impl Load {
             config.vsock.as_mut().ok_or(LoadError::NoVsock)?.uds_path = new.uds_path;
         }
         let host = host.unwrap_or_default();
-        Ok((Self { snapshot_path: request.snapshot_path, memory_path, host }, config))
+        let snapshot_path = request.snapshot_path;
+        Ok((Self { snapshot_path, memory_path, pager_socket, host }, config))
     }
 }

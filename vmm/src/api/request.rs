@@ -138,12 +138,14 @@ pub struct SnapshotLoad {
 }
 
 impl SnapshotLoad {
-    /// Loads this snapshot as it was saved, and lets the machine run.
-    pub fn and_run(snapshot_path: PathBuf) -> Self {
+    /// Loads this snapshot as it was saved, and lets the machine run; its memory comes through this
+    /// pager, if there is one.
+    pub fn and_run(snapshot_path: PathBuf, pager_socket: Option<PathBuf>) -> Self {
+        let backend = |backend_path| MemoryBackend { backend_type: "Uffd".into(), backend_path };
         Self {
             snapshot_path,
             mem_file_path: None,
-            mem_backend: None,
+            mem_backend: pager_socket.map(backend),
             enable_diff_snapshots: false,
             track_dirty_pages: false,
             resume_vm: true,

@@ -36,6 +36,23 @@ fn a_restore_needs_neither_a_configuration_nor_an_api() {
 }
 
 #[test]
+fn a_machine_shares_memory_through_a_pager_only_when_it_is_restored() {
+    assert_eq!(run("--restore s --pager-sock p").pager_socket, Some("p".into()));
+    assert!(matches!(parse("--config-file c --pager-sock p"), Err(Error::NothingToShare)));
+    let pager = |line: &str| match parse(line) {
+        Ok(Command::Pager(pager)) => pager,
+        other => panic!("{other:?}"),
+    };
+    let expected = Pager { socket: "p".into(), keep_mib: DEFAULT_KEEP_MIB };
+    assert_eq!(pager("pager --socket p"), expected);
+    assert_eq!(pager("pager --socket p --keep-mib 0").keep_mib, 0);
+    for wrong in ["pager", "pager --socket p --keep-mib all"] {
+        assert!(matches!(parse(wrong), Err(Error::Pager)), "{wrong}");
+    }
+    assert!(matches!(parse("pager --socket p now"), Err(Error::Usage(_))));
+}
+
+#[test]
 fn questions_about_snapshots_name_one_or_two() {
     let asked = |line: &str| match parse(line) {
         Ok(Command::Tool(tool)) => tool,

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::host_file::absolute;
 use super::origin::pack_path;
-use super::resident::Pagemap;
+use super::own_pages::Pagemap;
 use super::{HostFile, Origin, RAM, SnapshotError};
 use crate::api::{SnapshotCreate, SnapshotKind};
 use crate::arch::aarch64::layout::RAM_START;
@@ -77,7 +77,7 @@ struct Ram<'a> {
 }
 
 impl Ram<'_> {
-    /// Gives the writer every page that is resident, and those that are only in `image`.
+    /// Gives the writer every page that is the machine's own, and all that `image` has.
     fn write(
         &self,
         writer: &mut Writer,
@@ -91,7 +91,7 @@ impl Ram<'_> {
             let bytes = (self.bytes - block.offset_bytes()).min(BLOCK_BYTES as u64) as usize;
             let start = GuestAddress(RAM_START.0 + block.offset_bytes());
             let address = self.memory.get_host_address(start)? as usize;
-            let mut pages = pagemap.resident(address, bytes).map_err(SnapshotError::Resident)?;
+            let mut pages = pagemap.own(address, bytes).map_err(SnapshotError::Resident)?;
             if image.as_ref().is_some_and(|image| image.has_data(block)) {
                 pages = PageSet::first(bytes / PAGE_BYTES);
             }

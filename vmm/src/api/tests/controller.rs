@@ -304,7 +304,7 @@ fn a_load_that_is_not_possible_is_refused_with_the_reason() {
         bench.refused(Put, "/snapshot/load", load, &[text]);
     };
     let backend = |name: &str| json!({"backend_type": name, "backend_path": "m"});
-    refused(json!({"mem_backend": backend("Uffd")}), "\"File\"");
+    refused(json!({"mem_backend": backend("Tape")}), "\"Tape\"");
     let both = json!({"mem_file_path": "m", "mem_backend": backend("File")});
     refused(both, "contradict");
     refused(json!({"clock_realtime": true}), "clock_realtime");

@@ -1,5 +1,5 @@
-//! Which pages of guest RAM the host has: the others are zero, or still in the snapshot that the
-//! machine comes from.
+//! Which pages of guest RAM are this machine's own: the others are zero, or still those of the
+//! snapshot that it comes from, where it may share them with other machines.
 
 use std::fs::File;
 use std::io;
@@ -12,6 +12,9 @@ use rotifer_snapshot::layout::{BLOCK_BYTES, PAGE_BYTES};
 const ENTRY_BYTES: usize = 8;
 /// The page is in RAM, or in swap.
 const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
+/// The page is a file's: in a private mapping, one that nobody wrote, neither the guest nor KVM nor
+/// a device.
+const OF_FILE: u64 = 1 << 61;
 
 /// The page table of this process, as the kernel tells of it.
 pub struct Pagemap {
@@ -31,12 +34,12 @@ impl Pagemap {
         Ok(Self { file: File::open("/proc/self/pagemap")?, host_page_bytes, entries })
     }
 
-    /// The pages of the block of `bytes` bytes at `address` that are resident. They are counted
+    /// The pages of the block of `bytes` bytes at `address` that are the machine's own. They are counted
     /// in units of the snapshot, of which a page of the host may hold several.
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn resident(&mut self, address: usize, bytes: usize) -> io::Result<PageSet> {
+    pub fn own(&mut self, address: usize, bytes: usize) -> io::Result<PageSet> {
         let count = bytes.div_ceil(self.host_page_bytes);
         let entries = &mut self.entries[..count * ENTRY_BYTES];
         let first = address / self.host_page_bytes;
@@ -44,7 +47,8 @@ impl Pagemap {
         let per_host_page = self.host_page_bytes / PAGE_BYTES;
         let mut pages = PageSet::EMPTY;
         for (index, entry) in entries.as_chunks::<ENTRY_BYTES>().0.iter().enumerate() {
-            if u64::from_ne_bytes(*entry) & PRESENT_OR_SWAPPED != 0 {
+            let entry = u64::from_ne_bytes(*entry);
+            if entry & PRESENT_OR_SWAPPED != 0 && entry & OF_FILE == 0 {
                 let first = index * per_host_page;
                 (first..first + per_host_page).for_each(|page| pages.insert(page));
             }
@@ -71,13 +75,35 @@ mod tests {
             rustix::mm::madvise(address as *mut _, BLOCK_BYTES, advice).unwrap();
         }
         let mut pagemap = Pagemap::open().unwrap();
-        assert!(pagemap.resident(address, BLOCK_BYTES).unwrap().is_empty());
+        assert!(pagemap.own(address, BLOCK_BYTES).unwrap().is_empty());
         let touched = 7 * host_page_bytes;
         memory.write_obj(1_u8, GuestAddress(touched as u64)).unwrap();
-        let resident = pagemap.resident(address, BLOCK_BYTES).unwrap();
+        let resident = pagemap.own(address, BLOCK_BYTES).unwrap();
         let first = touched / PAGE_BYTES;
         let expected: Vec<_> = (first..first + host_page_bytes / PAGE_BYTES).collect();
         assert_eq!(resident.pages().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn pages_of_a_private_mapping_are_own_once_they_were_written() {
+        let host_page_bytes = rustix::param::page_size();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(BLOCK_BYTES as u64).unwrap();
+        let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+        let flags = rustix::mm::MapFlags::PRIVATE;
+        // SAFETY: a new mapping anywhere, of which nobody else knows.
+        let start = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), BLOCK_BYTES, protection, flags, &file, 0)
+                .unwrap()
+        };
+        // SAFETY: the mapping has so many bytes, and lives as long as the process.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start.cast::<u8>(), BLOCK_BYTES) };
+        assert!(bytes.iter().all(|byte| *byte == 0), "all is read");
+        bytes[3 * host_page_bytes] = 1;
+        let own = Pagemap::open().unwrap().own(start as usize, BLOCK_BYTES).unwrap();
+        let per_host_page = host_page_bytes / PAGE_BYTES;
+        let expected: Vec<_> = (3 * per_host_page..4 * per_host_page).collect();
+        assert_eq!(own.pages().collect::<Vec<_>>(), expected);
     }
 
     use vm_memory::GuestMemoryBackend;

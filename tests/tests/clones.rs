@@ -1,0 +1,152 @@
+//! Machines of one snapshot that share its memory through the host's pager.
+//!
+//! hosts: gicv3, 16k
+#![cfg(target_arch = "aarch64")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rotifer_tests::{ExitCode, Pager, Vm, VmBuilder};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// What a clone may take beyond the pages that it wrote.
+const OVERHEAD_KIB: u64 = 3 << 10;
+
+fn builder() -> VmBuilder {
+    VmBuilder::new().memory_mib(512).debian()
+}
+
+/// A snapshot of a Debian guest whose web app listens, and of which one visit was made.
+fn snapshot() -> (TempDir, PathBuf) {
+    let directory = TempDir::new().unwrap();
+    let snapshot = directory.path().join("vm.snap");
+    let mut vm = builder().start();
+    let log = BufReader::new(vm.agent().logs(0, true).unwrap());
+    log.lines().map(Result::unwrap).find(|line| line.contains("Listening at")).unwrap();
+    assert_eq!(visit(&vm), 1);
+    vm.suspend(&snapshot, "Full");
+    (directory, snapshot)
+}
+
+/// Visits the web app; which visit it was.
+fn visit(vm: &Vm) -> u64 {
+    let mut tunnel = vm.agent_client().tunnel("localhost:8080").unwrap();
+    tunnel.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    tunnel.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str::<Value>(body).unwrap()["visits"].as_u64().unwrap()
+}
+
+/// A line of a process's memory: `Pss`, `Anonymous`, ...; in KiB.
+fn memory_kib(process: u32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn pack_bytes(directory: &Path) -> u64 {
+    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let packs = files.filter(|path| path.extension().is_some_and(|it| it == "pack"));
+    packs.map(|path| fs::metadata(path).unwrap().len()).sum()
+}
+
+#[test]
+fn twenty_clones_of_a_web_app_live_side_by_side_in_little_more_than_one() {
+    let (directory, snapshot) = snapshot();
+    let pager = Pager::start();
+    let clones = std::thread::scope(|scope| {
+        let start = || builder().restore_shared(&snapshot, &pager);
+        let starting = [(); 20].map(|()| scope.spawn(start));
+        starting.map(|clone| clone.join().unwrap())
+    });
+    let mut numbers = Vec::new();
+    for clone in &clones {
+        assert_eq!(visit(clone), 2, "each goes on from the same memory");
+        numbers.push(clone.shell("head -c 16 /dev/urandom | sha256sum"));
+    }
+    // The first one still lives when the last one does.
+    assert_eq!(visit(&clones[0]), 3);
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), clones.len(), "clones drew the same random numbers");
+
+    let all_kib: u64 = clones.iter().map(|clone| memory_kib(clone.pid(), "Pss")).sum();
+    let all_kib = all_kib + memory_kib(pager.pid(), "Pss");
+    let written_kib: u64 = clones.iter().map(|clone| memory_kib(clone.pid(), "Anonymous")).sum();
+    let base_kib = pack_bytes(directory.path()) >> 10;
+    let most_kib = base_kib + written_kib + clones.len() as u64 * OVERHEAD_KIB;
+    println!(
+        "20 clones and the pager: {all_kib} KiB; the image has {base_kib}, they wrote {written_kib}"
+    );
+    assert!(all_kib < most_kib, "{all_kib} KiB are more than {most_kib}");
+}
+
+#[test]
+fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
+    let (directory, first) = snapshot();
+    let before = pack_bytes(directory.path());
+    let pager = Pager::start();
+    let clone = builder().restore_shared(&first, &pager);
+    clone.shell("head -c 4194304 /dev/urandom > /tmp/changed");
+    let sum = clone.shell("sha256sum < /tmp/changed");
+    let second = directory.path().join("second.snap");
+    clone.suspend(&second, "Diff");
+    clone.signal(libc::SIGKILL);
+    drop(clone);
+    let written = pack_bytes(directory.path()) - before;
+    println!("{written} bytes were written, of an image of {before}");
+    assert!(written > 4 << 20 && written < before / 2, "{written} of {before} bytes");
+    let clone = builder().restore_shared(&second, &pager);
+    assert_eq!(clone.shell("sha256sum < /tmp/changed"), sum);
+    assert_eq!(visit(&clone), 2);
+    // A machine of the first one beside it has nothing of that.
+    let other = builder().restore_shared(&first, &pager);
+    assert!(other.agent_client().stat(Path::new("/tmp/changed")).is_err());
+    assert_eq!(visit(&other), 2);
+    // A snapshot of its own stands alone.
+    let alone = TempDir::new().unwrap();
+    let alone_path = alone.path().join("alone.snap");
+    other.suspend(&alone_path, "Full");
+    drop((other, clone, directory, pager));
+    assert_eq!(visit(&builder().restore(&alone_path)), 3);
+}
+
+#[test]
+fn a_machine_ends_when_its_pager_does() {
+    let (_directory, snapshot) = snapshot();
+    let pager = Pager::start();
+    let mut clone = builder().restore_shared(&snapshot, &pager);
+    drop(pager);
+    clone.wait_for_exit(ExitCode::VmmFailure);
+    assert!(
+        clone.messages.all().contains("pager serves this machine no more"),
+        "{}",
+        clone.report()
+    );
+}
+
+#[test]
+fn damage_ends_a_machine_that_shares_memory_and_not_its_pager() {
+    let (directory, snapshot) = snapshot();
+    let pager = Pager::start();
+    let sound = builder().restore_shared(&snapshot, &pager);
+    let pack = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    let pack = { pack }.find(|path| path.extension().is_some_and(|it| it == "pack")).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[4096..].iter_mut().for_each(|byte| *byte ^= 1);
+    let damaged = TempDir::new().unwrap();
+    fs::write(damaged.path().join("damaged.pack"), bytes).unwrap();
+    let copy = damaged.path().join("vm.snap");
+    fs::copy(&snapshot, &copy).unwrap();
+    // Another snapshot than the sound one, so that the pager has to load it.
+    let other = Pager::start();
+    let mut vm = builder().start_restore_shared(&copy, &other);
+    vm.wait_for_exit(ExitCode::VmmFailure);
+    assert!(vm.messages.all().contains("digest"), "{}", vm.report());
+    assert_eq!(visit(&sound), 2);
+    assert_eq!(visit(&builder().restore_shared(&snapshot, &other)), 2, "the pager lives on");
+}
