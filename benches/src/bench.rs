@@ -7,8 +7,9 @@ use tempfile::TempDir;
 
 use crate::artifacts::Artifacts;
 use crate::cli::Arguments;
+use crate::host::Host;
 use crate::record::{Recorder, Side};
-use crate::{block, boot, idle, memory, vsock};
+use crate::{block, boot, clone, fault, idle, memory, resume, suspend, vsock};
 
 /// A benchmark.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub struct Benchmark {
     pub run: fn(&Setup) -> Result<Recorder>,
 }
 
-const BENCHMARKS: [Benchmark; 5] = [
+const BENCHMARKS: [Benchmark; 9] = [
     Benchmark {
         name: "boot",
         about: "process start to the agent's answer, with what happens in between",
@@ -41,6 +42,26 @@ const BENCHMARKS: [Benchmark; 5] = [
         name: "vsock",
         about: "throughput in both directions and round trips between guest and host",
         run: vsock::run,
+    },
+    Benchmark {
+        name: "resume",
+        about: "process start to a restored guest's first answer, and what it then touches",
+        run: resume::run,
+    },
+    Benchmark {
+        name: "suspend",
+        about: "pause and snapshot of a guest, against how much of it has changed",
+        run: suspend::run,
+    },
+    Benchmark {
+        name: "clone",
+        about: "many restores of one snapshot at once: answers, and memory",
+        run: clone::run,
+    },
+    Benchmark {
+        name: "fault",
+        about: "a restored guest touches pages here and there: the cost of each",
+        run: fault::run,
     },
     Benchmark { name: "idle", about: "what idle guests cost the host's CPUs", run: idle::run },
 ];
@@ -92,6 +113,8 @@ pub struct Setup {
     /// As little as possible.
     pub quick: bool,
     counted: bool,
+    /// Many machines at once would take hours.
+    pub emulated: bool,
     subjects: Vec<Subject>,
     scratch: TempDir,
 }
@@ -101,7 +124,7 @@ impl Setup {
     ///
     /// # Errors
     /// Something is missing.
-    pub fn new(arguments: &Arguments, counted: bool) -> Result<Self> {
+    pub fn new(arguments: &Arguments, host: &Host) -> Result<Self> {
         let artifacts = Artifacts::find()?;
         let mut subjects = vec![Subject { side: Side::Own, program: artifacts.vmm()? }];
         if let Some(peer) = &arguments.peer {
@@ -112,12 +135,18 @@ impl Setup {
         }
         let scratch = tempfile::Builder::new().prefix("run-").tempdir_in(artifacts.stage());
         let scratch = scratch.context("cannot make a directory for the machines")?;
-        Ok(Self { artifacts, quick: arguments.quick, counted, subjects, scratch })
+        let Host { counted, emulated, .. } = *host;
+        Ok(Self { artifacts, quick: arguments.quick, counted, emulated, subjects, scratch })
     }
 
     /// A directory on tmpfs that goes when the benchmark ends.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// The VMMs, ours first.
+    pub fn subjects(&self) -> &[Subject] {
+        &self.subjects
     }
 
     /// Runs `round` with each of the VMMs in turn: what changes on the host while we measure meets

@@ -75,7 +75,7 @@ fn round(setup: &Setup, disk: &Path, subject: &Subject, recorder: &mut Recorder)
             Order::Sequential => transfer.mib_per_s(),
             Order::Random => transfer.requests_per_s(),
         };
-        recorder.add(subject.side, case.metric, rate);
+        recorder.add(subject.side, case.metric.clone(), rate);
     }
     Ok(())
 }

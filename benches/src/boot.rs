@@ -3,7 +3,6 @@
 //! The guest tells its moments on its own clock, and the host's clock is laid beside it with the
 //! quickest of a few requests: the guest read its clock somewhere between request and answer.
 
-pub mod api;
 mod timeline;
 
 use std::process::Command;
@@ -11,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::api::SocketWatch;
 use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::milliseconds;
 use crate::record::{Metric, Recorder};
@@ -68,13 +68,13 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
 
 fn start_api(setup: &Setup, subject: &Subject, recorder: &mut Recorder) -> Result<()> {
     let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
-    let watch = api::SocketWatch::new(directory.path())?;
+    let watch = SocketWatch::new(directory.path())?;
     let mut command = Command::new(&subject.program);
     command.arg("--api-sock").arg(watch.socket());
     let process = Process::start(command, directory.path())?;
-    let connection = watch.wait(&process)?;
+    let mut api = watch.wait(&process)?;
     let ready = process.started.elapsed();
-    api::get_instance(connection).map_err(|error| process.explain(format!("{error:#}")))?;
+    api.get_instance().map_err(|error| process.explain(format!("{error:#}")))?;
     let answered = process.started.elapsed();
     recorder.add(subject.side, API_READY, ready.as_secs_f64() * 1e3);
     recorder.add(subject.side, API_ANSWER, answered.as_secs_f64() * 1e3);
@@ -106,12 +106,12 @@ fn boot(
     }
     let moments = moments.context("the agent was not asked")?;
     let at = |guest_ns: u64| clocks.on_host_ms(guest_ns);
-    recorder.add(subject.side, variant.kernel, at(0));
-    recorder.add(subject.side, variant.init, at(moments.agent_start_ns));
-    if let Some(metric) = variant.root {
+    recorder.add(subject.side, variant.kernel.clone(), at(0));
+    recorder.add(subject.side, variant.init.clone(), at(moments.agent_start_ns));
+    if let Some(metric) = variant.root.clone() {
         recorder.add(subject.side, metric, at(moments.root_mounted_ns));
     }
-    recorder.add(subject.side, variant.ready, ready.as_secs_f64() * 1e3);
-    recorder.add(subject.side, variant.cpu, milliseconds(cpu.running_ns));
+    recorder.add(subject.side, variant.ready.clone(), ready.as_secs_f64() * 1e3);
+    recorder.add(subject.side, variant.cpu.clone(), milliseconds(cpu.running_ns));
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! prints its result as JSON.
 
 mod block;
+mod probe;
 mod vsock;
 
 use std::env;
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use block::{BlockLoad, Operation, Order};
+pub use probe::{MARK, PAGE_BYTES, PROBE_PORT, ProbeLoad, Touch, Touched};
 pub use vsock::{Direction, PIECE_BYTES, VsockLoad};
 
 /// Where the program is in the guest: the initramfs is writable.
@@ -33,6 +35,8 @@ pub enum Load {
     Block(BlockLoad),
     /// Send to the host or receive from it
     Vsock(VsockLoad),
+    /// Be the only process of a guest, and touch memory when the host says so
+    Probe(ProbeLoad),
 }
 
 /// How much was moved in which time.
@@ -77,6 +81,7 @@ impl Transfer {
 /// It failed.
 pub fn run(load: &Load) -> Result<()> {
     let result = match load {
+        Load::Probe(load) => return load.run(),
         Load::Block(load) => serde_json::to_string(&load.run()?),
         Load::Vsock(load) => match load.run()? {
             vsock::Outcome::Transfer(transfer) => serde_json::to_string(&transfer),
@@ -129,6 +134,14 @@ fn shown(text: &str) -> String {
 
 fn elapsed_ns(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Cheap, and never zero if it did not start so (xorshift64).
+fn xorshift(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
 }
 
 fn seconds(nanos: u64) -> f64 {

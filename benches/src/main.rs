@@ -5,20 +5,26 @@
 //! uploads itself through the agent, it makes the load (`guest ...`), so that a guest needs nothing
 //! of a distribution.
 
+mod api;
 mod artifacts;
 mod bench;
 mod block;
 mod boot;
 mod cli;
+mod clone;
+mod fault;
 mod guest;
 mod host;
 mod idle;
 mod memory;
 mod plot;
+mod probe;
 mod process;
 mod record;
 mod report;
+mod resume;
 mod stats;
+mod suspend;
 mod vm;
 mod vsock;
 
@@ -52,7 +58,7 @@ fn main() -> ExitCode {
 fn measure(arguments: &Arguments) -> Result<()> {
     let benchmark = bench::find(arguments.name())?;
     let host = Host::find();
-    let setup = Setup::new(arguments, host.counted)?;
+    let setup = Setup::new(arguments, &host)?;
     let series = (benchmark.run)(&setup)
         .with_context(|| format!("the benchmark {} did not finish", benchmark.name))?;
     let report = Report::new(benchmark.name, host, &series.into_series())?;

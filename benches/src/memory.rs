@@ -4,9 +4,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::api::SocketWatch;
 use crate::bench::{Rounds, Setup, Subject};
-use crate::boot::api;
-use crate::process::Footprint;
+use crate::process::{Footprint, mib};
 use crate::record::{Metric, Recorder};
 use crate::vm::{Machine, Process, Vm};
 
@@ -41,12 +41,12 @@ fn round(setup: &Setup, subject: &Subject, recorder: &mut Recorder) -> Result<()
 
 fn idle(setup: &Setup, subject: &Subject) -> Result<Footprint> {
     let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
-    let watch = api::SocketWatch::new(directory.path())?;
+    let watch = SocketWatch::new(directory.path())?;
     let mut command = Command::new(&subject.program);
     command.arg("--api-sock").arg(watch.socket());
     let process = Process::start(command, directory.path())?;
-    let connection = watch.wait(&process)?;
-    api::get_instance(connection)?;
+    let mut api = watch.wait(&process)?;
+    api.get_instance()?;
     Footprint::all(process.id())
 }
 
@@ -61,11 +61,6 @@ fn booted(setup: &Setup, subject: &Subject) -> Result<Footprint> {
 fn add(recorder: &mut Recorder, subject: &Subject, metrics: &[Metric; 3], footprint: Footprint) {
     let Footprint { resident_kib, proportional_kib, private_kib } = footprint;
     for (metric, kib) in metrics.iter().zip([resident_kib, proportional_kib, private_kib]) {
-        recorder.add(subject.side, *metric, mib(kib));
+        recorder.add(subject.side, metric.clone(), mib(kib));
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "memory is far below 2^52 KiB")]
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
 }

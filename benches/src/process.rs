@@ -90,6 +90,23 @@ impl CpuUse {
     }
 }
 
+/// KiB as MiB.
+#[expect(clippy::cast_precision_loss, reason = "memory is far below 2^52 KiB")]
+pub fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// How much memory the host can still give, in KiB.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn available_kib() -> Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
+    number.context("/proc/meminfo does not tell how much memory is available")
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Mapping {
     start: u64,
@@ -222,6 +239,11 @@ Private_Dirty:        90 kB
         assert_eq!(CpuUse::parse("1500 20 7\n"), Some(expected));
         assert_eq!(CpuUse::parse("1500 20\n"), None);
         assert_eq!(CpuUse::parse(""), None);
+    }
+
+    #[test]
+    fn the_host_tells_how_much_memory_it_has_left() {
+        assert!(available_kib().unwrap() > 0);
     }
 
     #[test]

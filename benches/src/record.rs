@@ -1,5 +1,7 @@
 //! Samples as they come in: of which metric, and of whom.
 
+use std::borrow::Cow;
+
 /// Whose sample it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -29,10 +31,10 @@ impl Better {
 }
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metric {
     /// What it is, for people.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What its numbers count.
     pub unit: &'static str,
     /// Which direction is the good one.
@@ -42,12 +44,17 @@ pub struct Metric {
 impl Metric {
     /// A metric of which less is better.
     pub const fn lower(name: &'static str, unit: &'static str) -> Self {
-        Self { name, unit, better: Better::Lower }
+        Self { name: Cow::Borrowed(name), unit, better: Better::Lower }
+    }
+
+    /// The same, with a name that is put together.
+    pub fn lower_of(name: String, unit: &'static str) -> Self {
+        Self { name: Cow::Owned(name), unit, better: Better::Lower }
     }
 
     /// A metric of which more is better.
     pub const fn higher(name: &'static str, unit: &'static str) -> Self {
-        Self { name, unit, better: Better::Higher }
+        Self { name: Cow::Borrowed(name), unit, better: Better::Higher }
     }
 }
 
@@ -101,10 +108,10 @@ mod tests {
     fn samples_are_kept_apart_by_metric_and_side_in_the_order_of_their_first() {
         let (time, rate) = (Metric::lower("time", "ms"), Metric::higher("rate", "IOPS"));
         let mut recorder = Recorder::default();
-        recorder.add(Side::Peer, time, 3.0);
-        recorder.add(Side::Own, rate, 5.0);
-        recorder.add(Side::Own, time, 1.0);
-        recorder.add(Side::Own, time, 2.0);
+        recorder.add(Side::Peer, time.clone(), 3.0);
+        recorder.add(Side::Own, rate.clone(), 5.0);
+        recorder.add(Side::Own, time.clone(), 1.0);
+        recorder.add(Side::Own, time.clone(), 2.0);
         let expected = [
             Series { metric: time, own: vec![1.0, 2.0], peer: vec![3.0] },
             Series { metric: rate, own: vec![5.0], peer: vec![] },

@@ -82,13 +82,13 @@ impl Report {
 
 impl Row {
     fn new(series: &Series) -> Result<Self> {
-        let metric = series.metric;
+        let metric = series.metric.clone();
         let own = Summary::of(&series.own)
             .with_context(|| format!("{} has no usable samples", metric.name))?;
         let peer_median = Summary::of(&series.peer).map(|peer| peer.median);
         let ratio = peer_median.map(|peer| own.median / peer).filter(|ratio| ratio.is_finite());
         Ok(Self {
-            name: metric.name.into(),
+            name: metric.name.into_owned(),
             unit: metric.unit.into(),
             n: own.count,
             min: own.min,

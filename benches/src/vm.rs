@@ -25,6 +25,8 @@ use crate::bench::Setup;
 pub const DEADLINE: Duration = Duration::from_secs(600);
 /// The guest's context id.
 const GUEST_CID: u32 = 3;
+/// What a VMM's messages are called, in its directory.
+pub const LOG: &str = "log";
 /// How much of a log a failure shows.
 const LOG_TAIL_BYTES: usize = 3000;
 
@@ -63,7 +65,8 @@ impl Machine {
         self.memory_mib << 20
     }
 
-    fn config(&self, kernel: &Path, initramfs: &Path, vsock: &Path) -> Value {
+    /// Firecracker's configuration file.
+    pub fn config(&self, kernel: &Path, initramfs: &Path, vsock: &Path) -> Value {
         let drive = |(index, (path, read_only)): (usize, &(PathBuf, bool))| {
             json!({
                 "drive_id": format!("disk{index}"),
@@ -146,6 +149,11 @@ fn vsock_path(directory: &Path) -> PathBuf {
     directory.join("v.sock")
 }
 
+fn open_log(directory: &Path) -> Result<File> {
+    let log = File::options().create(true).append(true).open(directory.join(LOG));
+    log.context("cannot create the machine's log")
+}
+
 /// Firecracker's name for a port of the host.
 fn port_path(directory: &Path, port: u32) -> PathBuf {
     directory.join(format!("v.sock_{port}"))
@@ -159,7 +167,6 @@ fn listen(directory: &Path, port: u32) -> Result<UnixListener> {
 /// A process of a VMM. Dropping it kills it.
 pub struct Process {
     child: Child,
-    /// Readable when the process has ended.
     ended: OwnedFd,
     log: PathBuf,
     /// The moment before it was started.
@@ -171,10 +178,21 @@ impl Process {
     ///
     /// # Errors
     /// The host refuses.
-    pub fn start(mut command: Command, directory: &Path) -> Result<Self> {
-        let log = directory.join("log");
-        let output = File::create(&log).and_then(|file| Ok((file.try_clone()?, file)));
-        let (stdout, stderr) = output.context("cannot create the machine's log")?;
+    pub fn start(command: Command, directory: &Path) -> Result<Self> {
+        let log = open_log(directory)?;
+        Self::start_with_output(command, directory, log.into())
+    }
+
+    /// The same with another place for the console.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn start_with_output(
+        mut command: Command,
+        directory: &Path,
+        stdout: Stdio,
+    ) -> Result<Self> {
+        let stderr = open_log(directory)?;
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let started = Instant::now();
         let child = command.spawn().with_context(|| {
@@ -182,7 +200,12 @@ impl Process {
         })?;
         let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
         let ended = ended.context("cannot watch the machine's process")?;
-        Ok(Self { child, ended, log, started })
+        Ok(Self { child, ended, log: directory.join(LOG), started })
+    }
+
+    /// Readable when the process has ended.
+    pub fn ended(&self) -> &OwnedFd {
+        &self.ended
     }
 
     /// Its id.

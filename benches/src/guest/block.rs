@@ -14,8 +14,9 @@ use io_uring::{IoUring, opcode, types};
 use rustix::fs::OFlags;
 use rustix::io::{preadv, pwritev};
 use rustix::mm::{Advice, madvise};
+use serde::{Deserialize, Serialize};
 
-use super::Transfer;
+use super::{Transfer, xorshift};
 
 /// Memory of a request begins at a multiple of this and lies, where the kernel has huge pages, in
 /// one: whether its pages happen to be neighbours would otherwise decide how many segments a
@@ -32,7 +33,7 @@ const PATTERN: u8 = 0xa5;
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What the requests do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Operation {
     /// Read the disk.
     Read,
@@ -41,7 +42,7 @@ pub enum Operation {
 }
 
 /// Where the requests go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Order {
     /// One after the other, from the start again after the end.
     Sequential,
@@ -234,13 +235,7 @@ impl Offsets {
                 self.state = (block + 1) % self.block_count;
                 block
             }
-            Order::Random => {
-                // xorshift64: cheap, and never zero if it did not start so.
-                self.state ^= self.state << 13;
-                self.state ^= self.state >> 7;
-                self.state ^= self.state << 17;
-                self.state % self.block_count
-            }
+            Order::Random => xorshift(&mut self.state) % self.block_count,
         };
         block * self.block_bytes
     }

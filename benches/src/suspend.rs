@@ -1,0 +1,79 @@
+//! Benchmark: how long a guest stands still for a snapshot, and how much is written, against how
+//! much of its memory has changed since it was restored.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::bench::{Rounds, Setup, Subject};
+use crate::guest::{Operation, Touch};
+use crate::probe::mapping::{Figures, with_each};
+use crate::probe::{Kind, MIB_PAGES, Options, Probe, Shape, Snapshot};
+use crate::process::mib;
+use crate::record::Recorder;
+
+const ROUNDS: Rounds = Rounds { warm_up: 0, full: 5, counted: 3, quick: 1 };
+
+const SHAPE: Shape = Shape { memory_mib: 512, data_mib: 256 };
+/// How much of the data the guest changes; at most all of it.
+const CHANGED_MIB: [usize; 4] = [1, 8, 64, 256];
+
+/// Runs it.
+///
+/// # Errors
+/// A machine failed.
+pub fn run(setup: &Setup) -> Result<Recorder> {
+    setup.rounds(ROUNDS, |subject, recorder| {
+        with_each(subject, "suspend", recorder, |options| {
+            let mut figures = Figures::default();
+            let full = full(setup, subject, &mut figures).context("of all memory")?;
+            for changed_mib in CHANGED_MIB {
+                let what = || format!("after {changed_mib} MiB have changed");
+                changed(setup, subject, &full, options, changed_mib, &mut figures)
+                    .with_context(what)?;
+            }
+            Ok(figures)
+        })
+    })
+}
+
+/// The first snapshot of a guest that was booted.
+fn full(setup: &Setup, subject: &Subject, figures: &mut Figures) -> Result<Snapshot> {
+    let mut probe = Probe::boot(setup, &subject.program, SHAPE)?;
+    // Whose loss wakes the guest when it goes on.
+    let mut client = probe.connect()?;
+    client.ask(&Touch::nothing())?;
+    suspend(setup, &mut probe, Kind::Full, "-full", figures)
+}
+
+/// A snapshot of a guest that was restored from another one.
+fn changed(
+    setup: &Setup,
+    subject: &Subject,
+    parent: &Snapshot,
+    options: &Options,
+    changed_mib: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    let (mut probe, _) = parent.restore(setup, &subject.program, options)?;
+    let count = changed_mib * MIB_PAGES;
+    let touch = Touch { pages: 0..count, count, operation: Operation::Write, ..Touch::nothing() };
+    probe.connect()?.ask(&touch)?;
+    suspend(setup, &mut probe, Kind::Diff, &format!("-{changed_mib}mib"), figures).map(drop)
+}
+
+fn suspend(
+    setup: &Setup,
+    probe: &mut Probe,
+    kind: Kind,
+    name: &str,
+    figures: &mut Figures,
+) -> Result<Snapshot> {
+    let pause = probe.pause()?;
+    let (snapshot, create) = probe.create(setup, kind)?;
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+    figures.add(format!("{name}/pause"), "ms", ms(pause));
+    figures.add(format!("{name}/create"), "ms", ms(create));
+    figures.add(format!("{name}/written"), "MiB", mib(snapshot.bytes()? >> 10));
+    Ok(snapshot)
+}
