@@ -47,11 +47,9 @@ use vm_memory::{GuestMemoryMmap, bitmap::Bitmap};
 use self::{
     content::chunk_count,
     copying::Copying,
-    eager::{copy_blocks, load_blocks},
     local::LocalMemory,
     plan::Plan,
-    server::{Policy, Server, Status},
-    shared_image::SharedLoadError,
+    server::{Server, Status},
     sharing::Sharing,
     space::{Piece, Space},
     userfault::LazyMemory,
@@ -68,7 +66,7 @@ pub use self::{
     userfault::{Userfault, UserfaultError},
 };
 use crate::{
-    layout::{BlockIndex, CHUNK_BYTES, CHUNKS_PER_BLOCK},
+    layout::{BlockIndex, CHUNK_BYTES},
     source::PageSource,
 };
 
@@ -90,12 +88,12 @@ pub enum Mapping {
 pub struct Options {
     /// Where to.
     pub mapping: Mapping,
-    /// Blocks that are loaded before [`Pager::start`] returns: those that the machine is known to need
-    /// and to write at once. They are in private memory whatever the mapping (copied out of the image
-    /// that is shared), and in huge pages where the host has them.
-    pub ahead: Vec<BlockIndex>,
     /// What is loaded ahead of faults while the machine runs, in this order. What is not in the image is left out.
     pub working_set: Vec<ChunkRun>,
+    /// Blocks of which the machine is known to write much. With [`Mapping::Service`] it gets all of such
+    /// a block for itself at the first touch, in huge pages where the host has them: that costs an eighth
+    /// of the kernel's copies, page by page. Otherwise of no effect: memory is its own anyway.
+    pub written: Vec<BlockIndex>,
     /// What is loaded besides.
     pub reach: Reach,
     /// Remember what is touched, for [`Pager::touches`]. What is loaded ahead of its touch is not
@@ -128,7 +126,7 @@ impl Pager {
     /// See [`StartError`]; nothing runs then.
     pub fn start<B: Bitmap + Clone + Send + Sync + 'static>(
         memory: &GuestMemoryMmap<B>,
-        mut source: Box<dyn PageSource>,
+        source: Box<dyn PageSource>,
         userfault: Userfault,
         options: Options,
         on_failure: impl FnOnce(PagerError) + Send + 'static,
@@ -136,56 +134,45 @@ impl Pager {
         let local = LocalMemory::of(memory)?;
         let space = local.space();
         check(space, &*source)?;
+        let Options { mapping, working_set, written, reach, is_recording } = options;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = stop.map_err(|error| StartError::Thread(error.into()))?;
-        let blocks = space.block_count();
-        let status = Status::new(blocks, options.is_recording, stop);
-        let ahead: BTreeSet<BlockIndex> = options.ahead.into_iter().collect();
-        let is_lazy = |block| source.has_data(block) && !ahead.contains(&block);
-        let lazy = pieces::with_data(space, is_lazy);
-        let lazy_memory = LazyMemory::new(userfault, space.clone());
-        let pieces = match &options.mapping {
-            Mapping::Copy => register(&local, &lazy_memory, lazy.clone())?,
-            Mapping::Shared(image) => map(&local, &lazy_memory, &lazy, image.view())?,
-            Mapping::Service(image) => map(&local, &lazy_memory, &lazy, image.view())?,
+        let status = Status::new(space.block_count(), is_recording, stop);
+        let lazy = pieces::with_data(space, |block| source.has_data(block));
+        let memory = LazyMemory::new(userfault, space.clone());
+        let pieces = match &mapping {
+            Mapping::Copy => register(&local, &memory, lazy)?,
+            Mapping::Shared(image) => map(&local, &memory, &lazy, image.view(), &[])?,
+            Mapping::Service(image) => map(&local, &memory, &lazy, image.view(), &written)?,
         };
         let ready = mark_others(space, &pieces, &status.residency);
-        // Only now: a huge page that is filled there cannot reach into what is loaded lazily.
-        let is_mine = |block: &BlockIndex| block.0 < blocks && !pieces::contain(&lazy, *block);
-        let ahead = ahead.into_iter().filter(is_mine).filter(|block| source.has_data(*block));
-        let ahead: Vec<BlockIndex> = ahead.collect();
-        let data_bytes = load_ahead(memory, space, &mut *source, &options.mapping, &ahead);
-        let data_bytes = data_bytes.map_err(StartError::Ahead)?;
-        status.statistics.copied_bytes.add(data_bytes);
-        status.statistics.prefetched_bytes.add(data_bytes);
-        let thread = thread::Builder::new().name("pager".to_owned());
-        let (working_set, reach) = (options.working_set, options.reach);
-        let plan = |list| Plan::new(list, reach, chunk_count(space.bytes()));
         let (common, registered) = (Arc::clone(&status), pieces.clone());
-        let policy: Box<dyn Policy> = match options.mapping {
+        let plan = |list| Plan::new(list, reach, chunk_count(space.bytes()));
+        let work: Box<dyn FnOnce() -> Held + Send> = match mapping {
             Mapping::Copy => {
                 let plan = plan(working_set);
-                Box::new(Copying::new(lazy_memory, registered, source, &ready, plan, common))
+                let policy = Copying::new(memory, registered, source, &ready, plan, common);
+                let server = Server { policy: Box::new(policy), status: Arc::clone(&status) };
+                Box::new(move || held(serve(server, on_failure)))
             }
             Mapping::Shared(image) => {
                 let plan = plan(working_set);
-                Box::new(Sharing::new(lazy_memory, registered, source, image, plan, common))
+                let policy = Sharing::new(memory, registered, source, image, plan, common);
+                let server = Server { policy: Box::new(policy), status: Arc::clone(&status) };
+                Box::new(move || held(serve(server, on_failure)))
             }
             Mapping::Service(image) => {
-                let link = image.serve(lazy_memory, &registered, working_set, reach)?;
-                let thread = thread
-                    .spawn(move || held(link.watch(&common, on_failure)))
-                    .map_err(StartError::Thread)?;
-                return Ok(Self { status, local, pieces, thread: Some(thread) });
+                let wishes = service::Wishes { working_set, written, reach };
+                let link = image.serve(memory, local.clone(), &registered, wishes)?;
+                Box::new(move || held(link.watch(&common, on_failure)))
             }
         };
-        let server = Server { policy, status: Arc::clone(&status) };
-        let thread =
-            thread.spawn(move || held(serve(server, on_failure))).map_err(StartError::Thread)?;
+        let thread = thread::Builder::new().name("pager".to_owned()).spawn(work);
+        let thread = thread.map_err(StartError::Thread)?;
         Ok(Self { status, local, pieces, thread: Some(thread) })
     }
 
-    /// What was done so far, in numbers.
+    /// What was done so far in this process, in numbers.
     pub fn counts(&self) -> Counts {
         self.status.statistics.counts()
     }
@@ -282,21 +269,26 @@ fn register(
     Ok(pieces)
 }
 
-/// The shared image in these pieces, of which the blocks that nobody has loaded yet are loaded
-/// lazily: they are returned. The rest stays private, zeroes too: a read would fill a hole of the
-/// image.
+/// The shared image in these pieces, of which the blocks that nobody has loaded yet, or that are not
+/// to be shared, are loaded lazily: they are returned. The rest stays private, zeroes too: a read
+/// would fill a hole of the image.
 fn map(
     local: &LocalMemory,
     memory: &LazyMemory,
     mapped: &[Piece],
     image: &ImageView,
+    written: &[BlockIndex],
 ) -> Result<Vec<Piece>, StartError> {
     let space = local.space();
     let (ram_bytes, image_bytes) = (space.bytes(), image.image_bytes());
     if ram_bytes != image_bytes {
         return Err(StartError::Length { ram_bytes, image_bytes });
     }
-    let is_missing = |block| pieces::contain(mapped, block) && !image.is_resident(block);
+    let written: BTreeSet<_> = written.iter().copied().collect();
+    let is_missing = |block| {
+        let is_lazy = !image.is_resident(block) || written.contains(&block);
+        is_lazy && pieces::contain(mapped, block)
+    };
     let pieces = pieces::exactly(space, is_missing);
     clear(local)?;
     for piece in mapped {
@@ -306,35 +298,6 @@ fn map(
         memory.register_file(*piece).map_err(|source| refused(local, LAZY, *piece, source))?;
     }
     Ok(pieces)
-}
-
-/// Loads what is needed first. What clones share is verified once for all of them, and copied.
-fn load_ahead<B: Bitmap + 'static>(
-    memory: &GuestMemoryMmap<B>,
-    space: &Space,
-    source: &mut dyn PageSource,
-    mapping: &Mapping,
-    blocks: &[BlockIndex],
-) -> Result<u64, LoadError> {
-    let image = match mapping {
-        Mapping::Copy => return load_blocks(memory, space, source, blocks.iter().copied()),
-        Mapping::Shared(image) => {
-            for block in blocks {
-                let address = space.guest(block.offset_bytes());
-                image.load(*block, source).map_err(|error| match error {
-                    SharedLoadError::Source(source) => LoadError::Source { address, source },
-                    SharedLoadError::Image(source) => LoadError::Image { address, source },
-                })?;
-            }
-            image.view()
-        }
-        Mapping::Service(image) => image.view(),
-    };
-    // The service has loaded what it was asked for. What it was not asked for is loaded here.
-    let (shared, own): (Vec<_>, Vec<_>) =
-        blocks.iter().copied().partition(|block| image.is_resident(*block));
-    let bytes = copy_blocks(memory, space, image, shared.into_iter())?;
-    Ok(bytes.saturating_add(load_blocks(memory, space, source, own.into_iter())?))
 }
 
 const LAZY: &str = "load lazily";
@@ -360,8 +323,6 @@ fn clear(local: &LocalMemory) -> Result<(), StartError> {
 fn mark_others(space: &Space, pieces: &[Piece], residency: &Residency) -> Vec<BlockIndex> {
     let blocks = (0..space.block_count()).map(BlockIndex);
     let others: Vec<_> = blocks.filter(|block| !pieces::contain(pieces, *block)).collect();
-    for block in &others {
-        residency.set_loaded(ChunkRun { first: block.chunk(0), count: CHUNKS_PER_BLOCK as u32 });
-    }
+    others.iter().for_each(|block| residency.set_block_loaded(*block));
     others
 }

@@ -2,16 +2,9 @@
 
 use std::io;
 
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    VolatileMemoryError, bitmap::Bitmap,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, bitmap::Bitmap};
 
-use super::{
-    local::LocalMemory,
-    shared_image::ImageView,
-    space::{Piece, Space, SpaceError},
-};
+use super::{local::LocalMemory, space::SpaceError};
 use crate::{
     layout::{BLOCK_BYTES, BlockIndex, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex},
     page_set::PageSet,
@@ -44,15 +37,6 @@ pub enum LoadError {
         #[source]
         source: SourceError,
     },
-    /// The shared image does not take it.
-    #[error("share the guest's memory at {:#x}", address.0)]
-    Image {
-        /// The block.
-        address: GuestAddress,
-        /// The cause.
-        #[source]
-        source: VolatileMemoryError,
-    },
     /// The memory does not take it.
     #[error("fill the guest's memory at {:#x}", address.0)]
     Write {
@@ -80,20 +64,8 @@ pub fn load_all<B: Bitmap + Clone + Send + Sync + 'static>(
         return Err(LoadError::Length { ram_bytes, image_bytes });
     }
     space.pieces().try_for_each(|piece| local.clear(piece)).map_err(LoadError::Clear)?;
-    let blocks = (0..space.block_count()).map(BlockIndex);
-    load_blocks(memory, space, source, blocks).map(|_bytes| ())
-}
-
-/// Loads these blocks into memory that nobody uses yet. Returns how much of them is not zero.
-pub(super) fn load_blocks<B: Bitmap + 'static>(
-    memory: &GuestMemoryMmap<B>,
-    space: &Space,
-    source: &mut dyn PageSource,
-    blocks: impl Iterator<Item = BlockIndex>,
-) -> Result<u64, LoadError> {
     let mut buffer = block_buffer();
-    let mut data_bytes = 0_u64;
-    for block in blocks {
+    for block in (0..space.block_count()).map(BlockIndex) {
         let address = space.guest(block.offset_bytes());
         let pages = source.load_block(block, &mut buffer);
         let pages = pages.map_err(|source| LoadError::Source { address, source })?;
@@ -106,32 +78,9 @@ pub(super) fn load_blocks<B: Bitmap + 'static>(
             memory
                 .write_slice(bytes, address)
                 .map_err(|source| LoadError::Write { address, source })?;
-            data_bytes = data_bytes.saturating_add(bytes.len() as u64);
         }
     }
-    Ok(data_bytes)
-}
-
-/// Copies these blocks of an image, in which they are, into memory that nobody uses yet. Returns how
-/// much that is.
-pub(super) fn copy_blocks<B: Bitmap + 'static>(
-    memory: &GuestMemoryMmap<B>,
-    space: &Space,
-    image: &ImageView,
-    blocks: impl Iterator<Item = BlockIndex>,
-) -> Result<u64, LoadError> {
-    let mut bytes = 0_u64;
-    for block in blocks {
-        let piece = space.in_one_region(Piece::of_block(block));
-        let address = space.guest(piece.offset_bytes);
-        let content = image.block(block).and_then(|it| it.subslice(0, piece.len_bytes as usize));
-        let content = content.map_err(|source| LoadError::Image { address, source })?;
-        let place = memory.get_slice(address, piece.len_bytes as usize);
-        content
-            .copy_to_volatile_slice(place.map_err(|source| LoadError::Write { address, source })?);
-        bytes = bytes.saturating_add(piece.len_bytes);
-    }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Room for a block on its way.

@@ -4,9 +4,7 @@ use std::io;
 
 use vm_memory::GuestAddress;
 
-use super::{
-    eager::LoadError, service::ServiceError, space::SpaceError, userfault::UserfaultError,
-};
+use super::{service::ServiceError, space::SpaceError, userfault::UserfaultError};
 use crate::source::SourceError;
 
 /// Why memory cannot be loaded from here on. Nothing was touched yet.
@@ -43,9 +41,6 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// What the machine needs first cannot be had.
-    #[error("load what is needed first")]
-    Ahead(#[source] LoadError),
     /// The host's pager does not serve it.
     #[error(transparent)]
     Service(#[from] ServiceError),

@@ -5,7 +5,7 @@ use crate::layout::{BLOCK_BYTES, BlockIndex};
 
 /// Pieces of memory that are registered. Each is a mapping of its own for the kernel, of which a
 /// process may have 65530.
-pub(super) const PIECES_MAX: usize = 1024;
+const PIECES_MAX: usize = 1024;
 
 /// The blocks that have data, in as few pieces as that takes. Blocks of zeroes are the kernel's: it
 /// fills them faster than anybody who is asked, in huge pages too. If data and zeroes alternate too

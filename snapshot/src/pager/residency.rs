@@ -55,6 +55,12 @@ impl Residency {
         }
     }
 
+    pub(super) fn set_block_loaded(&self, block: BlockIndex) {
+        if let Some(word) = self.loaded.get(block.0 as usize) {
+            word.store(u32::MAX, Ordering::Release);
+        }
+    }
+
     pub(super) fn set_removed(&self, page: PageIndex) {
         if let Some(word) = self.removed.get((page.0 / WORD_BITS) as usize) {
             word.fetch_or(1_u64.wrapping_shl(page.0 % WORD_BITS), Ordering::Release);

@@ -3,11 +3,11 @@
 //!
 //! ```text
 //!  a machine's process                                 the pager's process
-//!  connect, Open ───manifest, packs (descriptors)────▶ finds or makes the image, loads what is needed first
+//!  connect, Open ───manifest, packs (descriptors)────▶ finds or makes the image
 //!          ◀──────────────image (descriptor)── Opened
 //!  maps it, registers what is missing
 //!  Serve ─────────userfaultfd, where RAM lies────────▶ loads, verifies, unregisters block by block
-//!          ◀──────────────────────── Complete, Failed
+//!          ◀───────────────── Claim, Complete, Failed
 //! ```
 //! The machine keeps its userfaultfd open and ends itself when the pager is gone: a fault may wait,
 //! but never reads a page of zeroes. It hands over descriptors and no paths, so the pager needs no
@@ -26,26 +26,24 @@ pub use self::{
     host::{Host, Keep},
 };
 use super::{
-    plan::Reach,
+    plan::{ChunkRun, Reach},
     shared_image::SharedImageError,
     space::{Region, SpaceError},
 };
-use crate::{id::SnapshotId, snapshot::OpenError};
+use crate::{id::SnapshotId, layout::BlockIndex, snapshot::OpenError};
 
 /// What both sides must agree on.
 const VERSION: u32 = 1;
 /// Runs of a working set that are told. What comes later is no head start.
 const WORKING_SET_RUNS_MAX: usize = 4096;
+/// Blocks that are not shared and are told: 4 GiB. Others are shared.
+const WRITTEN_BLOCKS_MAX: usize = 2048;
 
 /// What a machine asks for.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     /// The image of a snapshot. Descriptors: the manifest, and the packs.
-    Open {
-        version: u32,
-        /// Blocks that have to be there when the answer comes.
-        ahead: Vec<u32>,
-    },
+    Open { version: u32 },
     /// To be served. Descriptor: the userfaultfd.
     Serve {
         regions: Vec<Region>,
@@ -53,8 +51,18 @@ enum Request {
         pieces: Vec<(u64, u64)>,
         /// First chunk and number of chunks.
         working_set: Vec<(u32, u32)>,
+        /// Blocks that are not shared.
+        written: Vec<u32>,
         reach: Reach,
     },
+}
+
+/// How a machine wants its memory; see [`super::Options`].
+#[derive(Debug)]
+pub(super) struct Wishes {
+    pub working_set: Vec<ChunkRun>,
+    pub written: Vec<BlockIndex>,
+    pub reach: Reach,
 }
 
 /// What it is told.
@@ -62,6 +70,9 @@ enum Request {
 enum Answer {
     /// Descriptor: the image.
     Opened { snapshot: [u8; 32], image_bytes: u64 },
+    /// A block that is not shared is there. The machine's process puts a copy in its place, and wakes
+    /// who waits for it: it is registered until then.
+    Claim { block: u32 },
     /// It gets nothing.
     Refused { reason: String },
     /// It cannot go on.
@@ -128,9 +139,12 @@ pub enum ServiceError {
     /// The snapshot is none.
     #[error("open the snapshot that a machine handed over")]
     Open(#[from] OpenError),
-    /// It cannot be loaded.
-    #[error("load what a machine needs first")]
-    Load(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A machine's memory cannot be loaded; it was told.
+    #[error("a machine ends: {reason}")]
+    Ended {
+        /// Why.
+        reason: String,
+    },
     /// There is no image.
     #[error(transparent)]
     Image(#[from] SharedImageError),

@@ -1,18 +1,18 @@
 //! Memory that clones share: a block is loaded into the shared image when one of them touches it,
 //! and is ordinary memory from then on, for this clone and for those that come later.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use super::{
     error::PagerError,
-    plan::{ChunkRun, Plan},
+    plan::Plan,
     server::{Policy, Status, Step},
     shared_image::{SharedImage, SharedLoadError},
     space::Piece,
     userfault::LazyMemory,
 };
 use crate::{
-    layout::{BLOCK_BYTES, BlockIndex, CHUNKS_PER_BLOCK, PageIndex},
+    layout::{BLOCK_BYTES, BlockIndex, PageIndex},
     source::PageSource,
 };
 
@@ -25,7 +25,17 @@ pub(super) struct Sharing {
     plan: Plan,
     /// Blocks that are still registered.
     missing_blocks: u64,
+    claims: Claims,
     status: Arc<Status>,
+}
+
+/// Blocks that a machine gets for itself. Its own process copies them: no other may.
+#[derive(Default)]
+pub(super) struct Claims {
+    /// Which ones.
+    pub blocks: BTreeSet<BlockIndex>,
+    /// Tells the machine's process that it may have one now.
+    pub tell: Option<Box<dyn FnMut(BlockIndex) -> io::Result<()> + Send>>,
 }
 
 impl Sharing {
@@ -40,14 +50,20 @@ impl Sharing {
     ) -> Self {
         let blocks = pieces.iter().map(|piece| piece.len_bytes.div_ceil(BLOCK_BYTES as u64));
         let missing_blocks = blocks.sum();
-        Self { memory, pieces, source, image, plan, missing_blocks, status }
+        let claims = Claims::default();
+        Self { memory, pieces, source, image, plan, missing_blocks, claims, status }
+    }
+
+    /// Some blocks are not shared, once they are there.
+    pub fn with_claims(self, claims: Claims) -> Self {
+        Self { claims, ..self }
     }
 
     fn is_missing(&self, block: BlockIndex) -> bool {
         self.status.residency.loaded_chunks(block) == 0
     }
 
-    /// Makes a block ordinary memory, which wakes who waits for it.
+    /// Makes a block ordinary memory, which wakes who waits for it, or has that done.
     fn load(&mut self, block: BlockIndex, touched: PageIndex) -> Result<(), PagerError> {
         let space = self.memory.space();
         let piece = space.in_one_region(Piece::of_block(block));
@@ -62,11 +78,16 @@ impl Sharing {
         if loaded {
             self.status.statistics.copied_bytes.add(piece.len_bytes);
         }
-        self.memory
-            .unregister(piece)
-            .map_err(|source| space.error("end the lazy loading of", piece, source))?;
-        let run = ChunkRun { first: block.chunk(0), count: CHUNKS_PER_BLOCK as u32 };
-        self.status.residency.set_loaded(run);
+        if self.claims.blocks.contains(&block) {
+            // It stays registered until the machine's process has replaced it, and wakes who waits.
+            if let Some(tell) = &mut self.claims.tell {
+                tell(block).map_err(|source| space.error("hand over", piece, source))?;
+            }
+        } else {
+            let ended = self.memory.unregister(piece);
+            ended.map_err(|source| space.error("end the lazy loading of", piece, source))?;
+        }
+        self.status.residency.set_block_loaded(block);
         self.missing_blocks = self.missing_blocks.saturating_sub(1);
         Ok(())
     }
@@ -85,6 +106,10 @@ impl Policy for Sharing {
         if self.is_missing(page.block()) {
             return self.load(page.block(), page);
         }
+        if self.claims.blocks.contains(&page.block()) {
+            // The machine's process is about to wake him.
+            return Ok(());
+        }
         // It came while the fault was on its way.
         self.memory.wake_at(page)
     }
@@ -96,7 +121,9 @@ impl Policy for Sharing {
         while let Some(next) = self.plan.next() {
             let chunk = next.run.first;
             self.plan.pass(1);
-            if self.is_missing(chunk.block()) {
+            // What it gets for itself, it gets when it touches it.
+            let is_shared = !self.claims.blocks.contains(&chunk.block());
+            if is_shared && self.is_missing(chunk.block()) {
                 let copied = self.status.statistics.counts().copied_bytes;
                 self.load(chunk.block(), chunk.first_page())?;
                 let statistics = &self.status.statistics;
@@ -109,6 +136,7 @@ impl Policy for Sharing {
     }
 
     fn is_exhausted(&self) -> bool {
-        self.missing_blocks == 0
+        // What the machine's process replaces must not be unregistered before.
+        self.missing_blocks == 0 && self.claims.blocks.is_empty()
     }
 }

@@ -29,7 +29,7 @@ pub fn attach(
             let manifest = File::open(path)
                 .map_err(|source| SnapshotError::Manifest { path: path.clone(), source })?;
             let service = Service::connect(socket)?;
-            Mapping::Service(service.open(&origin.snapshot, &manifest, &[])?)
+            Mapping::Service(service.open(&origin.snapshot, &manifest)?)
         }
     };
     let options = Options { mapping, ..Options::default() };

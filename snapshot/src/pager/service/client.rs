@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::atomic::Ordering,
@@ -12,17 +13,16 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
 
-use super::{Answer, Request, ServiceError, VERSION, WORKING_SET_RUNS_MAX, wire::Peer};
+use super::{
+    Answer, Request, ServiceError, VERSION, WORKING_SET_RUNS_MAX, WRITTEN_BLOCKS_MAX, Wishes,
+    wire::Peer,
+};
 use crate::{
     id::{Digest, SnapshotId},
     layout::BlockIndex,
     pager::{
-        error::PagerError,
-        plan::{ChunkRun, Reach},
-        server::Status,
-        shared_image::ImageView,
-        space::Piece,
-        userfault::LazyMemory,
+        error::PagerError, local::LocalMemory, server::Status, shared_image::ImageView,
+        space::Piece, userfault::LazyMemory,
     },
     snapshot::Snapshot,
 };
@@ -41,8 +41,10 @@ pub struct Image {
 /// What holds a machine's memory and its pager together.
 pub(in crate::pager) struct Link {
     peer: Peer,
+    view: ImageView,
     /// As long as it is open, whoever touches a missing page waits.
-    _memory: LazyMemory,
+    memory: LazyMemory,
+    local: LocalMemory,
 }
 
 impl Service {
@@ -63,24 +65,17 @@ impl Service {
         Ok(Self(Peer::new(socket)))
     }
 
-    /// Gets the image of this snapshot's RAM, of which these blocks are there. `manifest` is its
-    /// file.
+    /// Gets the image of this snapshot's RAM. `manifest` is its file.
     ///
     /// # Errors
     /// See [`ServiceError`].
-    pub fn open(
-        self,
-        snapshot: &Snapshot,
-        manifest: &File,
-        ahead: &[BlockIndex],
-    ) -> Result<Image, ServiceError> {
+    pub fn open(self, snapshot: &Snapshot, manifest: &File) -> Result<Image, ServiceError> {
         let mut descriptors = vec![manifest.as_fd()];
         for pack in snapshot.packs() {
             descriptors.push(pack.content.descriptor().ok_or(ServiceError::NoFile)?);
         }
-        let ahead = ahead.iter().map(|block| block.0).collect();
         let Self(peer) = self;
-        peer.send(&Request::Open { version: VERSION, ahead }, &descriptors)?;
+        peer.send(&Request::Open { version: VERSION }, &descriptors)?;
         match peer.receive()? {
             (Answer::Opened { snapshot: found, image_bytes }, mut files) => {
                 let (found, expected) = (SnapshotId(Digest(found)), snapshot.id());
@@ -109,20 +104,23 @@ impl Image {
     pub(in crate::pager) fn serve(
         self,
         memory: LazyMemory,
+        local: LocalMemory,
         pieces: &[Piece],
-        working_set: Vec<ChunkRun>,
-        reach: Reach,
+        wishes: Wishes,
     ) -> Result<Link, ServiceError> {
+        let Wishes { working_set, written, reach } = wishes;
         let working_set = working_set.iter().take(WORKING_SET_RUNS_MAX);
+        let written = written.iter().take(WRITTEN_BLOCKS_MAX);
         let request = Request::Serve {
             regions: memory.space().regions(),
             pieces: pieces.iter().map(|piece| (piece.offset_bytes, piece.len_bytes)).collect(),
             working_set: working_set.map(|run| (run.first.0, run.count)).collect(),
+            written: written.map(|block| block.0).collect(),
             reach,
         };
         let userfault: BorrowedFd<'_> = memory.as_fd();
         self.peer.send(&request, &[userfault])?;
-        Ok(Link { peer: self.peer, _memory: memory })
+        Ok(Link { peer: self.peer, view: self.view, memory, local })
     }
 }
 
@@ -162,6 +160,7 @@ impl Link {
                     status.is_complete.store(true, Ordering::Release);
                     return Ok(());
                 }
+                Ok((Answer::Claim { block }, _)) => self.claim(BlockIndex(block))?,
                 Ok((Answer::Failed { reason }, _)) => {
                     return Err(PagerError::Service { reason });
                 }
@@ -171,5 +170,17 @@ impl Link {
                 Err(error) => return Err(PagerError::Link(error)),
             }
         }
+    }
+
+    /// Puts a copy of a block of the image in its place, which until now nobody could touch.
+    fn claim(&self, block: BlockIndex) -> Result<(), PagerError> {
+        let space = self.memory.space();
+        let piece = space.in_one_region(Piece::of_block(block));
+        let error = |source| space.error("copy the shared content of", piece, source);
+        let content = self.view.block(block);
+        let content = content.and_then(|block| block.subslice(0, piece.len_bytes as usize));
+        let content = content.map_err(|cause| error(io::Error::other(cause)))?;
+        self.local.replace(piece, content).map_err(error)?;
+        self.memory.wake(piece).map_err(error)
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -22,20 +23,21 @@ use rustix::{
 };
 
 use super::{
-    Answer, Request, Service, ServiceError, VERSION, WORKING_SET_RUNS_MAX, text, wire::Peer,
+    Answer, Request, Service, ServiceError, VERSION, WORKING_SET_RUNS_MAX, WRITTEN_BLOCKS_MAX,
+    Wishes, text, wire::Peer,
 };
 use crate::{
     id::SnapshotId,
     image_reader::ImageReader,
-    layout::{BLOCK_BYTES, BlockIndex, ChunkIndex},
+    layout::{BLOCK_BYTES, BLOCKS_MAX, BlockIndex, ChunkIndex},
     pack::PackSearch,
     pager::{
         content::chunk_count,
-        pieces::PIECES_MAX,
-        plan::{ChunkRun, Plan, Reach},
+        mark_others,
+        plan::{ChunkRun, Plan},
         server::{Server, Status},
         shared_image::SharedImage,
-        sharing::Sharing,
+        sharing::{Claims, Sharing},
         space::{Piece, Region, Space},
         userfault::{LazyMemory, Userfault},
     },
@@ -144,19 +146,12 @@ impl Host {
 fn serve(images: &Images, peer: &Peer) -> Result<(), ServiceError> {
     peer.set_patience(Some(PATIENCE))?;
     let (request, descriptors) = peer.receive()?;
-    let Request::Open { version, ahead } = request else { return Err(wrong("Open comes first")) };
+    let Request::Open { version } = request else { return Err(wrong("Open comes first")) };
     if version != VERSION {
         return Err(wrong(&format!("it speaks version {version} instead of {VERSION}")));
     }
     let snapshot = open(descriptors)?;
     let image = images.get(&snapshot)?;
-    let mut source = snapshot.memory()?;
-    let ahead = ahead.into_iter().map(BlockIndex);
-    let ahead: Vec<_> = ahead.filter(|block| source.has_data(*block)).collect();
-    for block in ahead {
-        let loaded = image.load(block, &mut source);
-        loaded.map_err(|error| ServiceError::Load(Box::new(error)))?;
-    }
     let view = image.view();
     let opened = Answer::Opened { snapshot: snapshot.id().0.0, image_bytes: view.image_bytes() };
     peer.send(&opened, &[std::os::fd::AsFd::as_fd(view)])?;
@@ -165,7 +160,8 @@ fn serve(images: &Images, peer: &Peer) -> Result<(), ServiceError> {
         Err(ServiceError::Gone) => return Ok(()),
         received => received?,
     };
-    let Request::Serve { regions, pieces, working_set, reach } = request else {
+    let source = snapshot.memory()?;
+    let Request::Serve { regions, pieces, working_set, written, reach } = request else {
         return Err(wrong("Serve comes next"));
     };
     let [userfault] = <[OwnedFd; 1]>::try_from(descriptors)
@@ -174,7 +170,10 @@ fn serve(images: &Images, peer: &Peer) -> Result<(), ServiceError> {
         .map_err(|source| ServiceError::Talk { attempt: "use the userfaultfd of", source })?;
     peer.set_patience(None)?;
     let machine = Machine::new(&regions, &pieces, image)?;
-    machine.serve(peer, source, userfault, (working_set, reach))
+    let chunks = |(first, count)| ChunkRun { first: ChunkIndex(first), count };
+    let working_set = working_set.into_iter().take(WORKING_SET_RUNS_MAX).map(chunks).collect();
+    let written = written.into_iter().take(WRITTEN_BLOCKS_MAX).map(BlockIndex).collect();
+    machine.serve(peer, source, userfault, Wishes { working_set, written, reach })
 }
 
 fn wrong(reason: &str) -> ServiceError {
@@ -227,7 +226,7 @@ impl Machine {
                 len_bytes: *len_bytes,
             })
             .collect();
-        let are_pieces = pieces.len() <= PIECES_MAX
+        let are_pieces = pieces.len() <= BLOCKS_MAX
             && pieces.iter().all(|piece| {
                 piece.offset_bytes.is_multiple_of(BLOCK_BYTES as u64)
                     && space.host(*piece).is_some()
@@ -244,19 +243,22 @@ impl Machine {
         peer: &Peer,
         source: ImageReader,
         userfault: Userfault,
-        (working_set, reach): (Vec<(u32, u32)>, Reach),
+        Wishes { working_set, written, reach }: Wishes,
     ) -> Result<(), ServiceError> {
         let Self { space, pieces, image } = self;
-        let working_set = working_set.into_iter().take(WORKING_SET_RUNS_MAX);
-        let runs = working_set
-            .map(|(first, count)| ChunkRun { first: ChunkIndex(first), count })
-            .collect();
-        let plan = Plan::new(runs, reach, chunk_count(space.bytes()));
+        let plan = Plan::new(working_set, reach, chunk_count(space.bytes()));
         let status = Status::new(space.block_count(), false, peer.try_clone()?);
+        mark_others(&space, &pieces, &status.residency);
         let memory = LazyMemory::new(userfault, space);
         let source = Box::new(source);
         let common = Arc::clone(&status);
-        let policy = Box::new(Sharing::new(memory, pieces, source, image, plan, common));
+        let teller = Peer::new(peer.try_clone()?);
+        let tell = move |block: BlockIndex| {
+            teller.send(&Answer::Claim { block: block.0 }, &[]).map_err(io::Error::other)
+        };
+        let claims = Claims { blocks: written.into_iter().collect(), tell: Some(Box::new(tell)) };
+        let policy = Sharing::new(memory, pieces, source, image, plan, common).with_claims(claims);
+        let policy = Box::new(policy);
         let mut server = Server { policy, status: Arc::clone(&status) };
         match server.run() {
             Ok(()) if status.is_complete.load(Ordering::Acquire) => {
@@ -276,7 +278,7 @@ impl Machine {
                     Ok(()) => {
                         // It has a userfaultfd of its own, and ends.
                         status.wait_for_end();
-                        Err(ServiceError::Load(reason.into()))
+                        Err(ServiceError::Ended { reason })
                     }
                 }
             }

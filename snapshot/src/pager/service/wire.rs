@@ -19,8 +19,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::ServiceError;
 
-/// Bytes of a message: the pieces of RAM and a working set fit.
-const MESSAGE_BYTES_MAX: usize = 96 << 10;
+/// Bytes of a message: RAM of which every other block is missing fits, with a working set.
+const MESSAGE_BYTES_MAX: usize = 160 << 10;
 /// Descriptors of a message: a manifest and all its packs.
 pub(super) const DESCRIPTORS_MAX: usize = 80;
 const ANCILLARY_BYTES: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));

@@ -9,7 +9,7 @@ use std::{
 use vm_memory::GuestMemoryBackend;
 
 use super::*;
-use crate::pager::{ChunkRun, Mapping, Reach, SharedImage};
+use crate::pager::{ChunkRun, Reach};
 
 fn run(first: u32, count: u32) -> ChunkRun {
     ChunkRun { first: ChunkIndex(first), count }
@@ -42,39 +42,6 @@ fn the_working_set_is_loaded_in_its_order_and_nothing_else() {
     }
     assert_eq!(pager.counts().faults, 0);
     assert!(!pager.residency().is_loaded(ChunkIndex(45)));
-}
-
-#[test]
-fn what_is_needed_first_is_there_before_the_start_and_belongs_to_the_clone() {
-    let image = Arc::new(SharedImage::create(6 * BLOCK_BYTES as u64).unwrap());
-    for mapping in [Mapping::Copy, Mapping::Shared(Arc::clone(&image))] {
-        let memory = memory(6);
-        let host = memory.get_host_address(GuestAddress(RAM_START)).unwrap();
-        // SAFETY: the range is guest memory, and the advice changes no content.
-        unsafe {
-            let advice = rustix::mm::Advice::LinuxHugepage;
-            let _a_host_without = rustix::mm::madvise(host.cast(), 6 * BLOCK_BYTES, advice);
-        }
-        let source = TestSource::new(6, some);
-        let log = Arc::clone(&source.log);
-        let ahead = [4, 2, 3, 2, 6].map(BlockIndex).to_vec();
-        let options = Options { mapping, ahead, reach: Reach::Chunk, ..Options::default() };
-        let Some(pager) = start(&memory, source, options) else { return };
-        assert_eq!(log.lock().unwrap().len(), 2 * 32, "of block 3 nothing is loaded, it is zero");
-        pages(5).skip(2 * 512).for_each(|page| check(&memory, page, some));
-        assert_eq!(pager.counts().faults, 0);
-        // Its neighbours are loaded as ever, whatever the size of the host's huge pages.
-        pages(6).for_each(|page| check(&memory, page, some));
-    }
-    // Another clone copies what the first one has verified.
-    let (memory, source) = (memory(6), TestSource::new(6, some));
-    let log = Arc::clone(&source.log);
-    let (mapping, ahead) = (Mapping::Shared(image), vec![BlockIndex(4)]);
-    let options = Options { mapping, ahead, reach: Reach::Chunk, ..Options::default() };
-    let Some(_pager) = start(&memory, source, options) else { return };
-    memory.write_obj(7_u64, address_of(PageIndex(4 * 512 + 5))).unwrap();
-    check(&memory, PageIndex(4 * 512 + 6), some);
-    assert!(log.lock().unwrap().is_empty());
 }
 
 #[test]

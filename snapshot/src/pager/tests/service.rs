@@ -52,23 +52,14 @@ impl Place {
         File::open(self.0.join("manifest")).unwrap()
     }
 
-    fn try_open(&self, ahead: &[BlockIndex]) -> Result<Image, ServiceError> {
-        Service::connect(&self.socket())?.open(&self.snapshot(), &self.manifest(), ahead)
-    }
-
-    fn open(&self, ahead: &[u32]) -> Image {
-        self.try_open(&ahead.iter().copied().map(BlockIndex).collect::<Vec<_>>()).unwrap()
+    fn open(&self) -> Image {
+        let service = Service::connect(&self.socket()).unwrap();
+        service.open(&self.snapshot(), &self.manifest()).unwrap()
     }
 
     fn host(&self, keep: Keep) {
         let host = Host::listen(&self.socket(), keep).unwrap();
         thread::spawn(move || host.run(|_| {}));
-    }
-
-    /// Changes a byte of the content, and nothing of the header.
-    fn damage(&self) {
-        let pack = OpenOptions::new().write(true).open(self.0.join(PACK.file_name())).unwrap();
-        pack.write_all_at(&[0xee; 16], 40 * 4096).unwrap();
     }
 }
 
@@ -96,14 +87,14 @@ fn machines_of_one_snapshot_share_one_image_and_no_writes() {
     let (_directory, place) = place();
     place.host(KEEP);
     let (first, second) = (memory(BLOCKS), memory(BLOCKS));
-    let Some(one) = start_served(&place, &first, place.open(&[]), Options::default()) else {
+    let Some(one) = start_served(&place, &first, place.open(), Options::default()) else {
         return;
     };
     check_all(&first);
     first.write_obj(7_u64, address_of(PageIndex(1))).unwrap();
     wait_until("the pager has nothing to do any more", || one.is_complete());
     drop(one);
-    let image = place.open(&[]);
+    let image = place.open();
     let data = [0, 1, 2].map(BlockIndex);
     assert!(data.iter().all(|block| image.view().is_resident(*block)), "the image was kept");
     let two = start_served(&place, &second, image, Options::default()).unwrap();
@@ -123,7 +114,7 @@ fn machines_that_start_at_once_are_all_served() {
         for _ in 0..6 {
             scope.spawn(|| {
                 let memory = memory(BLOCKS);
-                let image = place.open(&[1]);
+                let image = place.open();
                 let pager = start_served(&place, &memory, image, Options::default()).unwrap();
                 check_all(&memory);
                 drop(pager);
@@ -133,21 +124,81 @@ fn machines_that_start_at_once_are_all_served() {
 }
 
 #[test]
-fn what_is_needed_first_is_there_when_the_image_comes() {
+fn the_working_set_is_loaded_before_it_is_touched() {
     let (_directory, place) = place();
     place.host(KEEP);
-    let image = place.open(&[2, 3, 900]);
-    let resident: Vec<_> = (0..5).filter(|it| image.view().is_resident(BlockIndex(*it))).collect();
-    assert_eq!(resident, [2], "of block 3 nothing is loaded, it is zero, and 900 is none");
     let memory = memory(BLOCKS);
-    let ahead = vec![BlockIndex(2), BlockIndex(1)];
-    let working_set = vec![ChunkRun { first: ChunkIndex(3), count: 1 }];
-    let options = Options { ahead, working_set, reach: Reach::Chunk, ..Options::default() };
-    let Some(_pager) = start_served(&place, &memory, image, options) else { return };
-    let again = place.open(&[]);
-    wait_until("the working set is there", || again.view().is_resident(BlockIndex(0)));
+    let runs = [(3, 1), (2 * 32, 4), (3 * 32, 7)];
+    let working_set = runs.map(|(first, count)| ChunkRun { first: ChunkIndex(first), count });
+    let options =
+        Options { working_set: working_set.into(), reach: Reach::Chunk, ..Options::default() };
+    let Some(_pager) = start_served(&place, &memory, place.open(), options) else { return };
+    let image = place.open();
+    for block in [0, 2].map(BlockIndex) {
+        wait_until("the working set is there", || image.view().is_resident(block));
+    }
+    assert!(!image.view().is_resident(BlockIndex(1)), "it is none of it");
     check_all(&memory);
-    assert!(!again.view().is_resident(BlockIndex(1)), "it was loaded by the machine itself");
+}
+
+/// Anonymous kilobytes of the mapping in which a block of guest memory begins.
+fn own_kib(memory: &Memory, block: BlockIndex) -> u64 {
+    use vm_memory::GuestMemoryBackend;
+    let start = memory.get_host_address(address_of(block.first_page())).unwrap() as usize;
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let is_address = |word: &str| usize::from_str_radix(word, 16).ok();
+    let mut own = None;
+    for line in maps.lines() {
+        if let Some((first, rest)) = line.split_once('-')
+            && let (Some(first), Some(end)) =
+                (is_address(first), rest.split(' ').next().and_then(is_address))
+        {
+            own = (first..end).contains(&start).then_some(0);
+        } else if let (Some(_), Some(rest)) = (own, line.strip_prefix("Anonymous:")) {
+            return rest.trim().trim_end_matches(" kB").parse().unwrap();
+        }
+    }
+    panic!("the block is in no mapping");
+}
+
+#[test]
+fn blocks_that_are_written_become_the_machines_own_at_their_first_touch() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let (first, second) = (memory(BLOCKS), memory(BLOCKS));
+    let options = || Options {
+        written: [1, 2, 3, 99].map(BlockIndex).into(),
+        reach: Reach::Chunk,
+        ..Options::default()
+    };
+    let Some(one) = start_served(&place, &first, place.open(), options()) else { return };
+    let two = start_served(&place, &second, place.open(), options()).unwrap();
+    // Both touch the same blocks at once, from several threads, to read and to write.
+    thread::scope(|scope| {
+        for memory in [&first, &second] {
+            for part in 0..3 {
+                scope.spawn(move || {
+                    for page in pages(BLOCKS).filter(|page| page.0 % 3 == part) {
+                        check(memory, page, some);
+                        memory.write_obj(u64::from(part), address_of(page)).unwrap();
+                    }
+                });
+            }
+        }
+    });
+    for memory in [&first, &second] {
+        for page in pages(BLOCKS) {
+            let expected = if some(page) { 0 } else { word_of(page, 1) };
+            let found = (read(memory, page, 0), read(memory, page, 1));
+            assert_eq!(found, (u64::from(page.0 % 3), expected), "page {page}");
+        }
+    }
+    let third = memory(BLOCKS);
+    let three = start_served(&place, &third, place.open(), options()).unwrap();
+    check(&third, PageIndex(512 + 9), some);
+    assert!(own_kib(&third, BlockIndex(1)) >= 2048, "all of the block is its own");
+    check_all(&third);
+    drop((one, two, three));
 }
 
 #[test]
@@ -155,12 +206,12 @@ fn an_image_that_nobody_uses_goes_when_there_is_no_room_for_it() {
     let (_directory, place) = place();
     place.host(Keep { bytes: 0 });
     let memory = memory(BLOCKS);
-    let image = place.open(&[]);
+    let image = place.open();
     let Some(pager) = start_served(&place, &memory, image, Options::default()) else { return };
     check_all(&memory);
     wait_until("all is there", || pager.is_complete());
     drop(pager);
-    wait_until("the image is gone", || !place.open(&[]).view().is_resident(BlockIndex(0)));
+    wait_until("the image is gone", || !place.open().view().is_resident(BlockIndex(0)));
     check_all(&memory);
 }
 
@@ -171,21 +222,10 @@ fn two_pagers_do_not_share_a_socket_and_a_dead_ones_is_replaced() {
     place.host(KEEP);
     let error = Host::listen(&place.socket(), KEEP).unwrap_err();
     assert!(matches!(error, ServiceError::Busy { .. }), "{error}");
-    assert!(place.try_open(&[]).is_ok());
+    place.open();
+    place.open();
     let error = Service::connect(&place.0.join("nobody")).unwrap_err().to_string();
     assert!(error.contains("nobody"), "{error}");
-}
-
-#[test]
-fn damage_is_told_to_who_asks_and_to_nobody_else() {
-    let (_directory, place) = place();
-    let (_other_directory, good) = self::place();
-    place.host(KEEP);
-    place.damage();
-    let error = place.try_open(&[0, 1, 2].map(BlockIndex)).unwrap_err().to_string();
-    assert!(error.contains("the pager refuses") && error.contains("has digest"), "{error}");
-    let image = Service::connect(&place.socket()).unwrap();
-    image.open(&good.snapshot(), &good.manifest(), &[BlockIndex(0)]).unwrap();
 }
 
 #[test]
@@ -208,21 +248,21 @@ fn a_stranger_is_refused_and_the_others_are_served() {
         let count = rustix::io::read(&socket, &mut answer).unwrap();
         String::from_utf8_lossy(&answer[..count]).into_owned()
     };
-    let (open, serve) = ([0, 1, 0], [1, 0, 0, 0, 0]);
+    let (open, serve) = ([0, 1], [1, 0, 0, 0, 0, 0]);
     let directory = File::open(&place.0).unwrap();
     for (bytes, descriptors, expected) in [
         (&[0xff; 40][..], &[][..], "no partner"),
         (&open, &[], "a manifest comes with Open"),
-        (&[0, 9, 0], &[manifest.as_fd()], "version 9"),
+        (&[0, 9], &[manifest.as_fd()], "version 9"),
         (&open, &[directory.as_fd()], "made of files"),
         (&open, &[manifest.as_fd()], "was not found"),
         (&serve, &[manifest.as_fd()], "Open comes first"),
-        (&[0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f], &[manifest.as_fd()], "no partner"),
+        (&[1, 0xff, 0xff, 0xff, 0xff, 0x0f], &[manifest.as_fd()], "no partner"),
     ] {
         let answer = say(bytes, descriptors);
         assert!(answer.contains(expected), "{bytes:?}: {answer}");
     }
-    assert!(place.try_open(&[]).is_ok());
+    place.open();
 }
 
 /// A process that plays a scene in a directory.
@@ -252,7 +292,7 @@ fn scene() {
     }
     let memory = memory(BLOCKS);
     let source = Box::new(place.snapshot().memory().unwrap());
-    let mapping = Mapping::Service(place.open(&[]));
+    let mapping = Mapping::Service(place.open());
     let options = Options { mapping, reach: Reach::Chunk, ..Options::default() };
     let fail = |error: PagerError| {
         eprintln!("{}", super::super::service::text(&error));
