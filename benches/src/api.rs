@@ -46,12 +46,20 @@ impl SocketWatch {
         &self.socket
     }
 
-    /// Waits for the socket and connects to it.
+    /// Waits for the socket.
+    ///
+    /// # Errors
+    /// The process ends or the deadline passes first.
+    pub fn wait_until_created(&self, process: &Process) -> Result<()> {
+        process.wait_for(&self.created, "its socket was there")
+    }
+
+    /// Waits for the API's socket and connects to it.
     ///
     /// # Errors
     /// The VMM ends or the deadline passes first.
     pub fn wait(&self, process: &Process) -> Result<Api> {
-        process.wait_for(&self.created, "its API's socket was there")?;
+        self.wait_until_created(process)?;
         let deadline = Instant::now() + DEADLINE;
         loop {
             match UnixStream::connect(&self.socket) {

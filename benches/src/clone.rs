@@ -11,7 +11,7 @@ use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::{Operation, Touch};
 use crate::probe::mapping::{Figures, with_each};
 use crate::probe::{MIB_PAGES, Options, Probe, Shape, Snapshot};
-use crate::process::{Footprint, available_kib, mib};
+use crate::process::{Footprint, mib};
 use crate::record::Recorder;
 
 const ROUNDS: Rounds = Rounds { warm_up: 0, full: 5, counted: 2, quick: 1 };
@@ -33,14 +33,14 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
     let counts: Vec<usize> = [1, 10].into_iter().chain(many).collect();
     setup.rounds(ROUNDS, |subject, recorder| {
         for (_, snapshot) in snapshots.iter().filter(|(side, _)| *side == subject.side) {
-            with_each(subject, "clone", recorder, |options| {
-                let mut figures = Figures::default();
-                for count in &counts {
+            for count in &counts {
+                with_each(setup, subject, "clone", recorder, |options| {
+                    let mut figures = Figures::default();
                     clones(setup, subject, snapshot, options, *count, &mut figures)
                         .with_context(|| format!("{count} at once"))?;
-                }
-                Ok(figures)
-            })?;
+                    Ok(figures)
+                })?;
+            }
         }
         Ok(())
     })
@@ -54,7 +54,6 @@ fn clones(
     count: usize,
     figures: &mut Figures,
 ) -> Result<()> {
-    let before_kib = available_kib()?;
     let barrier = Barrier::new(count);
     let restore = || -> Result<(Probe, Duration, Instant)> {
         barrier.wait();
@@ -77,7 +76,8 @@ fn clones(
     let last = restored.iter().map(|(_, _, end)| *end - begin).max().unwrap_or_default();
     figures.add(format!("-{count}/all-have-answered"), "ms", ms(last));
     let probes: Vec<Probe> = restored.into_iter().map(|(probe, ..)| probe).collect();
-    memory(&probes, before_kib, &format!("-{count}/answered"), figures)?;
+    let pager = options.pager;
+    memory(&probes, pager, &format!("-{count}/answered"), figures)?;
     for probe in &probes {
         let mut client = probe.connect()?;
         let read = Touch { pages: 0..READ_PAGES, count: READ_PAGES, ..Touch::nothing() };
@@ -86,12 +86,17 @@ fn clones(
         let operation = Operation::Write;
         client.ask(&Touch { pages, count: WRITTEN_PAGES, operation, ..Touch::nothing() })?;
     }
-    memory(&probes, before_kib, &format!("-{count}/16mib-read-1mib-written"), figures)
+    memory(&probes, pager, &format!("-{count}/16mib-read-1mib-written"), figures)
 }
 
-/// What the processes have, and what the host has less than before.
-fn memory(probes: &[Probe], before_kib: u64, name: &str, figures: &mut Figures) -> Result<()> {
+/// What the processes have; a page that several map counts for each in part.
+fn memory(probes: &[Probe], pager: Option<u32>, name: &str, figures: &mut Figures) -> Result<()> {
     let mut sum_kib = 0;
+    if let Some(pager) = pager {
+        let footprint = Footprint::all(pager)?;
+        figures.add(format!("{name}: PSS of the pager"), "MiB", mib(footprint.proportional_kib));
+        sum_kib += footprint.proportional_kib;
+    }
     for probe in probes {
         let footprint = Footprint::all(probe.id())?;
         figures.add(format!("{name}: PSS of each"), "MiB", mib(footprint.proportional_kib));
@@ -99,7 +104,5 @@ fn memory(probes: &[Probe], before_kib: u64, name: &str, figures: &mut Figures) 
         sum_kib += footprint.proportional_kib;
     }
     figures.add(format!("{name}: PSS of all"), "MiB", mib(sum_kib));
-    let taken_kib = before_kib.saturating_sub(available_kib()?);
-    figures.add(format!("{name}: taken of the host"), "MiB", mib(taken_kib));
     Ok(())
 }

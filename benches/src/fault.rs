@@ -26,7 +26,7 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
     let snapshots = snapshots.collect::<Result<Vec<_>>>()?;
     setup.rounds(ROUNDS, |subject, recorder| {
         for (_, snapshot) in snapshots.iter().filter(|(side, _)| *side == subject.side) {
-            with_each(subject, "fault", recorder, |options| {
+            with_each(setup, subject, "fault", recorder, |options| {
                 touch(setup, subject, snapshot, options)
             })?;
         }

@@ -5,6 +5,7 @@ pub mod client;
 mod console;
 mod initramfs;
 pub mod mapping;
+mod web_app;
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::api::{Api, SocketWatch};
@@ -61,13 +62,17 @@ pub struct Snapshot {
     directory: TempDir,
 }
 
-/// Further options of a VMM, of its command line and of the request to load a snapshot.
+/// How a VMM restores.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Added to the command line.
     pub words: Vec<String>,
-    /// Added to the body of `PUT /snapshot/load`.
-    pub load: Map<String, Value>,
+    /// An object that is added to the body of `PUT /snapshot/load`, or null.
+    pub load: Value,
+    /// The process that has memory for all machines, if there is one.
+    pub pager: Option<u32>,
+    /// Whether it serves a machine of this snapshot for the first time.
+    pub is_first: bool,
 }
 
 /// What happened after a restoring process was started.
@@ -99,20 +104,31 @@ impl Probe {
     /// # Errors
     /// An artifact is missing, the host refuses, or the machine ends.
     pub fn boot(setup: &Setup, program: &Path, shape: Shape) -> Result<Self> {
-        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
         let initramfs = initramfs::make(setup.scratch())?;
         let load = ProbeLoad { pages: shape.pages() };
         let machine = Machine { memory_mib: shape.memory_mib, ..Machine::small() };
         let machine = machine.words(&format!("-- {}", load.words()));
-        let config = machine.config(&setup.artifacts.kernel()?, &initramfs, Path::new(VSOCK));
+        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
+        let mut probe = Self::start(setup, program, &machine, &initramfs, directory)?;
+        probe.console.wait_for_mark(&probe.process).context("the guest did not boot")?;
+        Ok(probe)
+    }
+
+    fn start(
+        setup: &Setup,
+        program: &Path,
+        machine: &Machine,
+        initramfs: &Path,
+        directory: TempDir,
+    ) -> Result<Self> {
+        let config = machine.config(&setup.artifacts.kernel()?, initramfs, Path::new(VSOCK));
         let file = directory.path().join("vm.json");
         fs::write(&file, config.to_string()).context("cannot write the machine's configuration")?;
         let watch = SocketWatch::new(directory.path())?;
         let mut command = Command::new(program);
         command.arg("--config-file").arg(&file);
-        let (process, mut console) = launch(command, directory.path(), &watch)?;
+        let (process, console) = launch(command, directory.path(), &watch)?;
         let api = watch.wait(&process)?;
-        console.wait_for_mark(&process).context("the guest did not boot")?;
         Ok(Self { process, console, api, directory })
     }
 
@@ -239,8 +255,8 @@ impl Snapshot {
             "track_dirty_pages": true,
             "resume_vm": true,
         });
-        if let Value::Object(load) = &mut load {
-            load.extend(options.load.clone());
+        if let (Value::Object(load), Value::Object(more)) = (&mut load, &options.load) {
+            load.extend(more.clone());
         }
         let watch = SocketWatch::new(directory.path())?;
         let mut command = Command::new(program);
@@ -262,6 +278,19 @@ pub struct Restoring {
 }
 
 impl Restoring {
+    /// Asks it to, and waits for its answer; how long after the process was started that was.
+    ///
+    /// # Errors
+    /// The VMM refuses or ends.
+    pub fn load(self) -> Result<(Probe, Duration)> {
+        let Self { process, console, watch, directory, load, .. } = self;
+        let api = watch.wait(&process)?;
+        let mut probe = Probe { process, console, api, directory };
+        probe.request("PUT", "/snapshot/load", &load)?;
+        let loaded = probe.elapsed();
+        Ok((probe, loaded))
+    }
+
     /// Asks it to, and waits until the guest has said something.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! it is therefore in the rows of the guest's touches, if it is not in those of the restore.
 
 mod timeline;
+mod web_app;
 
 use anyhow::{Context, Result};
 
@@ -52,10 +53,21 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
             cases.push(Case { subject, shape, snapshot });
         }
     }
+    let mut web_apps = Vec::new();
+    for subject in setup.subjects() {
+        let snapshot = web_app::snapshot(setup, subject);
+        web_apps.push((subject.side, snapshot.context("cannot make a snapshot of a web app")?));
+    }
     setup.rounds(ROUNDS, |subject, recorder| {
         for case in cases.iter().filter(|case| case.subject.side == subject.side) {
             let what = || format!("a guest of {} MiB", case.shape.memory_mib);
             case.round(setup, recorder).with_context(what)?;
+        }
+        for (_, snapshot) in web_apps.iter().filter(|(side, _)| *side == subject.side) {
+            with_each(setup, subject, "resume", recorder, |options| {
+                web_app::restore(setup, subject, snapshot, options)
+            })
+            .context("a guest with a web app")?;
         }
         Ok(())
     })
@@ -73,10 +85,11 @@ fn has_room(subject: &Subject, shape: Shape) -> Result<bool> {
 
 impl Case<'_> {
     fn round(&self, setup: &Setup, recorder: &mut Recorder) -> Result<()> {
-        with_each(self.subject, "resume", recorder, |options| {
+        with_each(setup, self.subject, "resume", recorder, |options| {
             let mut figures = Figures::default();
             self.restore(setup, options, &mut figures)?;
-            if self.subject.side == Side::Own {
+            // It would not be the first one.
+            if self.subject.side == Side::Own && !options.is_first {
                 self.timeline(setup, options, &mut figures)?;
             }
             Ok(figures)

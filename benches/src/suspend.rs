@@ -24,9 +24,15 @@ const CHANGED_MIB: [usize; 4] = [1, 8, 64, 256];
 /// A machine failed.
 pub fn run(setup: &Setup) -> Result<Recorder> {
     setup.rounds(ROUNDS, |subject, recorder| {
-        with_each(subject, "suspend", recorder, |options| {
+        let mut figures = Figures::default();
+        let full = full(setup, subject, &mut figures).context("of all memory")?;
+        figures.record(recorder, subject.side, "suspend");
+        with_each(setup, subject, "suspend", recorder, |options| {
             let mut figures = Figures::default();
-            let full = full(setup, subject, &mut figures).context("of all memory")?;
+            if options.is_first {
+                // Only its restore would be another one.
+                return Ok(figures);
+            }
             for changed_mib in CHANGED_MIB {
                 let what = || format!("after {changed_mib} MiB have changed");
                 changed(setup, subject, &full, options, changed_mib, &mut figures)

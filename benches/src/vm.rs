@@ -106,7 +106,7 @@ impl Vm {
         let config = machine.config(&kernel, &initramfs, &vsock_path(directory.path()));
         let file = directory.path().join("vm.json");
         fs::write(&file, config.to_string()).context("cannot write the machine's configuration")?;
-        let ready = listen(directory.path(), AGENT_PORT)?;
+        let ready = listen(&vsock_path(directory.path()), AGENT_PORT)?;
         let mut command = Command::new(program);
         command.arg("--config-file").arg(&file).arg("--no-api");
         let process = Process::start(command, directory.path())?;
@@ -135,8 +135,8 @@ impl Vm {
     /// # Errors
     /// The host refuses.
     pub fn listen(&self, port: u32) -> Result<(UnixListener, PathBuf)> {
-        let listener = listen(self.directory.path(), port)?;
-        Ok((listener, port_path(self.directory.path(), port)))
+        let vsock = vsock_path(self.directory.path());
+        Ok((listen(&vsock, port)?, port_path(&vsock, port)))
     }
 
     /// The VMM's process.
@@ -155,12 +155,18 @@ fn open_log(directory: &Path) -> Result<File> {
 }
 
 /// Firecracker's name for a port of the host.
-fn port_path(directory: &Path, port: u32) -> PathBuf {
-    directory.join(format!("v.sock_{port}"))
+fn port_path(vsock: &Path, port: u32) -> PathBuf {
+    let mut path = vsock.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    path.into()
 }
 
-fn listen(directory: &Path, port: u32) -> Result<UnixListener> {
-    let path = port_path(directory, port);
+/// Listens for connections of the guest whose vsock device has this socket.
+///
+/// # Errors
+/// The host refuses.
+pub fn listen(vsock: &Path, port: u32) -> Result<UnixListener> {
+    let path = port_path(vsock, port);
     UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))
 }
 
@@ -247,7 +253,8 @@ impl Process {
         anyhow!("{error}; the output of the machine:\n{}", self.log())
     }
 
-    fn log(&self) -> String {
+    /// The end of its messages, and of its console if that goes to the same place.
+    pub fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let start = log.len().saturating_sub(LOG_TAIL_BYTES);
         String::from_utf8_lossy(log.get(start..).unwrap_or_default()).trim_end().to_owned()
@@ -292,7 +299,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "echo no such kernel >&2; exit 1"]);
         let process = Process::start(command, directory.path()).unwrap();
-        let listener = listen(directory.path(), AGENT_PORT).unwrap();
+        let listener = listen(&vsock_path(directory.path()), AGENT_PORT).unwrap();
         let error = process.wait_for(&listener, "the guest was ready").unwrap_err().to_string();
         assert!(error.contains("ended before the guest was ready"), "{error}");
         assert!(error.contains("no such kernel"), "{error}");

@@ -1,23 +1,48 @@
 //! The ways in which a VMM brings a guest's memory back, each of which is measured.
 
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use std::process::Command;
+use std::thread::yield_now;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use tempfile::TempDir;
 
 use super::{Options, VSOCK};
-use crate::bench::Subject;
+use crate::api::SocketWatch;
+use crate::bench::{Setup, Subject};
 use crate::record::{Metric, Recorder, Side};
+use crate::vm::{DEADLINE, Process};
+
+const PAGER_LISTENS: &str = "the pager listens";
 
 /// One of them.
 struct Mapping {
-    /// Behind the benchmark's name; nothing for what a user gets who says nothing.
+    /// Whether memory comes through a pager that all machines of the host share.
+    is_shared: bool,
+    /// It is measured so often, one after the other with the same pager. What stands behind the
+    /// benchmark's name; nothing for what a user gets who says nothing.
+    runs: &'static [Run],
+}
+
+struct Run {
     suffix: &'static str,
-    /// In the body of `PUT /snapshot/load`.
-    load: &'static [(&'static str, &'static str)],
+    /// Whether no machine of the snapshot has run before on this pager.
+    is_first: bool,
 }
 
 /// Those of our VMM, a line each. The peer has one, Firecracker's backend `File`, which is set
 /// beside each of them.
-const MAPPINGS: [Mapping; 1] = [Mapping { suffix: "", load: &[] }];
+const MAPPINGS: [Mapping; 2] = [
+    Mapping { is_shared: false, runs: &[Run { suffix: "", is_first: false }] },
+    Mapping {
+        is_shared: true,
+        runs: &[
+            Run { suffix: "-shared-first", is_first: true },
+            Run { suffix: "-shared", is_first: false },
+        ],
+    },
+];
 
 /// Samples of one run, by what stands behind the benchmark's name.
 #[derive(Debug, Default)]
@@ -29,20 +54,51 @@ impl Figures {
         self.0.push((name.into(), unit, sample));
     }
 
-    fn record(&self, recorder: &mut Recorder, side: Side, name: &str) {
+    /// Records them under a name.
+    pub fn record(&self, recorder: &mut Recorder, side: Side, name: &str) {
         for (rest, unit, sample) in &self.0 {
             recorder.add(side, Metric::lower_of(format!("{name}{rest}"), unit), *sample);
         }
     }
 }
 
-impl Mapping {
-    fn options(&self) -> Options {
-        let load = self.load.iter().map(|(key, value)| ((*key).into(), Value::from(*value)));
-        // Firecracker keeps the path as it was given, relative to where it runs; we do not.
-        let vsock = ("vsock_override".into(), json!({"uds_path": VSOCK}));
-        Options { load: load.chain([vsock]).collect(), ..Options::default() }
+/// The process that keeps what machines share. Dropping it kills it.
+struct Pager {
+    process: Process,
+    watch: SocketWatch,
+    /// Of the socket and the log.
+    _directory: TempDir,
+}
+
+impl Pager {
+    fn start(setup: &Setup, subject: &Subject) -> Result<Self> {
+        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
+        let watch = SocketWatch::new(directory.path())?;
+        let mut command = Command::new(&subject.program);
+        command.args(["pager", "--socket"]).arg(watch.socket());
+        let process = Process::start(command, directory.path())?;
+        watch.wait_until_created(&process)?;
+        let deadline = Instant::now() + DEADLINE;
+        // It says so right after the socket was made.
+        while !process.log().contains(PAGER_LISTENS) {
+            if Instant::now() > deadline {
+                bail!(process.explain("the pager does not listen"));
+            }
+            yield_now();
+        }
+        Ok(Self { process, watch, _directory: directory })
     }
+}
+
+fn options(pager: Option<&Pager>, is_first: bool) -> Options {
+    // Firecracker keeps the path as it was given, relative to where it runs; we do not.
+    let mut load = json!({ "vsock_override": { "uds_path": VSOCK } });
+    if let Some(pager) = pager {
+        load["mem_backend"] =
+            json!({ "backend_type": "Uffd", "backend_path": pager.watch.socket() });
+    }
+    let pager = pager.map(|pager| pager.process.id());
+    Options { load, pager, is_first, ..Options::default() }
 }
 
 /// Runs `measure` with each way that the VMM has, and records under `name`.
@@ -50,6 +106,7 @@ impl Mapping {
 /// # Errors
 /// Those of `measure`.
 pub fn with_each(
+    setup: &Setup,
     subject: &Subject,
     name: &str,
     recorder: &mut Recorder,
@@ -57,15 +114,18 @@ pub fn with_each(
 ) -> Result<()> {
     if subject.side == Side::Peer {
         let figures = measure(&Options::default())?;
-        for mapping in &MAPPINGS {
-            figures.record(recorder, Side::Peer, &format!("{name}{}", mapping.suffix));
+        for run in MAPPINGS.iter().flat_map(|mapping| mapping.runs) {
+            figures.record(recorder, Side::Peer, &format!("{name}{}", run.suffix));
         }
         return Ok(());
     }
     for mapping in &MAPPINGS {
-        let name = format!("{name}{}", mapping.suffix);
-        let figures = measure(&mapping.options()).with_context(|| name.clone())?;
-        figures.record(recorder, Side::Own, &name);
+        let pager = mapping.is_shared.then(|| Pager::start(setup, subject)).transpose()?;
+        for Run { suffix, is_first } in mapping.runs {
+            let name = format!("{name}{suffix}");
+            let measured = measure(&options(pager.as_ref(), *is_first));
+            measured.with_context(|| name.clone())?.record(recorder, Side::Own, &name);
+        }
     }
     Ok(())
 }
@@ -75,23 +135,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peer_is_measured_once_and_set_beside_every_mapping() {
+    fn no_two_ways_have_the_same_name_and_one_has_none() {
+        let mut names: Vec<_> =
+            MAPPINGS.iter().flat_map(|mapping| mapping.runs).map(|run| run.suffix).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((names.len(), names[0]), (count, ""));
+    }
+
+    #[test]
+    fn figures_are_recorded_behind_the_benchmarks_name() {
+        let mut figures = Figures::default();
+        figures.add("-1mib/time", "ms", 3.0);
         let mut recorder = Recorder::default();
-        let mut runs = 0;
-        for side in [Side::Own, Side::Peer] {
-            let subject = Subject { side, program: "/vmm".into() };
-            let measure = |_: &Options| {
-                runs += 1;
-                let mut figures = Figures::default();
-                figures.add("-1mib/time", "ms", f64::from(runs));
-                Ok(figures)
-            };
-            with_each(&subject, "resume", &mut recorder, measure).unwrap();
-        }
-        assert_eq!(runs, 1 + i32::try_from(MAPPINGS.len()).unwrap());
+        figures.record(&mut recorder, Side::Own, "resume-shared");
+        figures.record(&mut recorder, Side::Peer, "resume-shared");
         let series = recorder.into_series();
-        assert_eq!(series.len(), MAPPINGS.len());
-        assert!(series.iter().all(|series| series.own.len() == 1 && series.peer.len() == 1));
-        assert_eq!(series[0].metric, Metric::lower("resume-1mib/time", "ms"));
+        assert_eq!(series[0].metric, Metric::lower("resume-shared-1mib/time", "ms"));
+        assert_eq!((&series[0].own, &series[0].peer), (&vec![3.0], &vec![3.0]));
     }
 }
