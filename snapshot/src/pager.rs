@@ -21,6 +21,7 @@ mod error;
 mod local;
 mod pieces;
 mod plan;
+mod policy;
 mod raw;
 mod recording;
 mod residency;
@@ -58,6 +59,7 @@ pub use self::{
     eager::{LoadError, load_all},
     error::{PagerError, StartError},
     plan::{ChunkRun, Reach},
+    policy::Policy,
     recording::{RECORDED_CHUNKS_MAX, Touch, working_set},
     residency::Residency,
     shared_image::{ImageView, SharedImage, SharedImageError},
@@ -185,6 +187,11 @@ impl Pager {
     /// Whether all of the image is in memory. Then the pager has nothing to do any more.
     pub fn is_complete(&self) -> bool {
         self.status.is_complete.load(Ordering::Acquire)
+    }
+
+    /// Whether touches are being recorded.
+    pub fn is_recording(&self) -> bool {
+        self.status.recording.is_some()
     }
 
     /// The chunks that were touched, in order of their first touch, if that is being recorded; at

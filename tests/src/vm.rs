@@ -161,6 +161,17 @@ impl VmBuilder {
         self.launch(&[OsStr::new("--restore"), snapshot.as_os_str()])
     }
 
+    /// As [`Self::restore`], and what memory is touched is remembered.
+    ///
+    /// # Panics
+    /// If the host refuses, or the VMM ends.
+    pub fn restore_recording(&self, snapshot: &Path) -> Vm {
+        let restore = [OsStr::new("--restore"), snapshot.as_os_str()];
+        let vm = self.launch(&[&restore[..], &["--record-working-set".as_ref()]].concat());
+        vm.messages.wait_for("the machine is restored");
+        vm
+    }
+
     /// As [`Self::start_restore`], with memory that is shared through the host's pager.
     ///
     /// # Panics

@@ -7,9 +7,10 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use rotifer_tests::{ExitCode, Pager, Vm, VmBuilder};
-use serde_json::Value;
+use rotifer_tests::{Artifacts, ExitCode, Pager, Vm, VmBuilder};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// What a clone may take beyond the pages that it wrote.
@@ -46,6 +47,13 @@ fn memory_kib(process: u32, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// What the VMM's program answers.
+fn vmm(arguments: &[&str]) -> String {
+    let output = Command::new(Artifacts::find().vmm).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn pack_bytes(directory: &Path) -> u64 {
@@ -113,6 +121,42 @@ fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
     other.suspend(&alone_path, "Full");
     drop((other, clone, directory, pager));
     assert_eq!(visit(&builder().restore(&alone_path)), 3);
+}
+
+#[test]
+fn a_recorded_working_set_is_in_the_snapshot_and_of_use_to_its_machines() {
+    let (directory, snapshot) = snapshot();
+    let recorded = directory.path().join("recorded.snap");
+    let vm = builder().restore_recording(&snapshot);
+    assert_eq!(visit(&vm), 2);
+    let paused = json!({ "state": "Paused" });
+    assert_eq!(vm.api("PATCH", "/vm", Some(&paused)).0, 204);
+    let body = json!({ "snapshot_path": recorded });
+    let (status, text) = vm.api("PUT", "/snapshot/working-set", Some(&body));
+    assert_eq!(status, 204, "{text}\n{}", vm.report());
+    drop(vm);
+    let inspection = vmm(&["snapshot", "inspect", "--json", recorded.to_str().unwrap()]);
+    let runs = serde_json::from_str::<Value>(&inspection).unwrap()["working_set"].take();
+    let runs = runs.as_array().unwrap();
+    let pages = |is_written: bool| -> u64 {
+        let runs = runs.iter().filter(|run| run["written"] == is_written);
+        runs.map(|run| run["page_count"].as_u64().unwrap()).sum()
+    };
+    println!("read {} pages, wrote {}", pages(false), pages(true));
+    assert!(pages(true) > 100 && pages(false) > pages(true), "{runs:?}");
+    // It is a snapshot as the other one is, for machines that share and for those that do not.
+    assert_eq!(visit(&builder().restore(&recorded)), 2);
+    let pager = Pager::start();
+    let clones = [(); 3].map(|()| builder().restore_shared(&recorded, &pager));
+    for clone in &clones {
+        assert_eq!(visit(clone), 2);
+        clone.shell("head -c 8388608 /dev/urandom | sha256sum");
+    }
+    // What a machine was recorded for is the snapshot's that it comes from, and no other's.
+    let body = json!({ "snapshot_path": directory.path().join("none.snap") });
+    assert_eq!(clones[0].api("PATCH", "/vm", Some(&paused)).0, 204);
+    let (status, text) = clones[0].api("PUT", "/snapshot/working-set", Some(&body));
+    assert!(status == 400 && text.contains("no working set is recorded"), "{text}");
 }
 
 #[test]

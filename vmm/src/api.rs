@@ -24,7 +24,7 @@ pub use controller::{Controller, Fault, MachineControl, State};
 pub use load::{Load, LoadError};
 pub use request::{
     MemoryBackend, NetworkOverride, Request, SnapshotCreate, SnapshotKind, SnapshotLoad,
-    VsockOverride,
+    VsockOverride, WorkingSet,
 };
 pub use response::Response;
 pub use route::{RouteError, route};

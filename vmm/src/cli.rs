@@ -35,6 +35,8 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
                       says what the host provides, otherwise it is what it was at the suspend
   --pager-sock PATH   with --restore: share the memory of the snapshot with its other machines on
                       this host, through the pager that listens there
+  --record-working-set
+                      with --restore: remember what memory is touched, for PUT /snapshot/working-set
   --api-sock PATH     serve the API on this Unix socket (/run/rotifer.socket when there is
                       neither this nor --config-file nor --restore)
   --no-api            serve no API; needs --config-file or --restore
@@ -81,6 +83,8 @@ pub struct Options {
     pub restore: Option<PathBuf>,
     /// The host's pager; only with a snapshot.
     pub pager_socket: Option<PathBuf>,
+    /// Remember what memory is touched; only with a snapshot.
+    pub record_working_set: bool,
     /// Serve the API here; absent only when there is a configuration file or a snapshot.
     pub api_socket: Option<PathBuf>,
     /// The machine's name.
@@ -105,8 +109,8 @@ pub enum Error {
     ApiOrNot,
     #[error("--id {id:?}: a name has 1 to {ID_BYTES_MAX} ASCII letters, digits and dashes")]
     Id { id: String },
-    #[error("--pager-sock needs --restore: a machine that boots has no memory to share")]
-    NothingToShare,
+    #[error("--{option} needs --restore: it is about the memory of a snapshot")]
+    NoSnapshot { option: &'static str },
     #[error("`pager` needs --socket, and knows besides it --keep-mib and a number")]
     Pager,
     #[error("after `snapshot` come `inspect` or `verify` and a snapshot, or `diff` and two")]
@@ -144,6 +148,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
                 })?;
                 once("level", &mut given.logger.level, level)?;
             }
+            Arg::Long("record-working-set") => given.record_working_set = true,
             Arg::Long("no-api") => given.no_api = true,
             Arg::Long("show-level") => given.logger.show_level = Some(true),
             Arg::Long("show-log-origin") => given.logger.show_log_origin = Some(true),
@@ -165,6 +170,7 @@ struct Given {
     config_file: Option<PathBuf>,
     restore: Option<PathBuf>,
     pager_socket: Option<PathBuf>,
+    record_working_set: bool,
     api_socket: Option<PathBuf>,
     no_api: bool,
     id: Option<String>,
@@ -190,11 +196,25 @@ impl Given {
         if !fits {
             return Err(Error::Id { id });
         }
-        if self.pager_socket.is_some() && self.restore.is_none() {
-            return Err(Error::NothingToShare);
+        let memory_options = [
+            ("pager-sock", self.pager_socket.is_some()),
+            ("record-working-set", self.record_working_set),
+        ];
+        for (option, is_given) in memory_options {
+            if is_given && self.restore.is_none() {
+                return Err(Error::NoSnapshot { option });
+            }
         }
-        let Self { config_file, restore, pager_socket, logger, .. } = self;
-        Ok(Options { config_file, restore, pager_socket, api_socket, id, logger })
+        let Self { config_file, restore, pager_socket, record_working_set, logger, .. } = self;
+        Ok(Options {
+            config_file,
+            restore,
+            pager_socket,
+            record_working_set,
+            api_socket,
+            id,
+            logger,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -81,7 +82,11 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
     let signals = Signals::take().map_err(host("take signals"))?;
     let config = options.config_file.as_deref().map(config::load).transpose()?;
     let pager_socket = options.pager_socket;
-    let restore = options.restore.map(|path| SnapshotLoad::and_run(path, pager_socket));
+    let record_working_set = options.record_working_set;
+    let restore = options.restore.map(|path| SnapshotLoad {
+        record_working_set,
+        ..SnapshotLoad::and_run(path, pager_socket)
+    });
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
     let wake = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
     let keeper = Keeper {
@@ -272,6 +277,19 @@ impl MachineControl for Keeper {
         paused.stay();
         self.origin = Some(origin?);
         Ok(())
+    }
+
+    fn record_working_set(&mut self, path: &Path, config: &Config) -> Result<(), ControlError> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        let paused = machine.pause().map_err(ControlError::Pause)?;
+        let recorded = match (&self.pager, &self.origin) {
+            (Some(pager), Some(origin)) if pager.is_recording() => {
+                snapshots::record_working_set(paused.memory(), pager, origin, config, path)
+            }
+            _ => Err(SnapshotError::NotRecording),
+        };
+        paused.stay();
+        Ok(recorded?)
     }
 
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), ControlError> {

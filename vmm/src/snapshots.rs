@@ -13,18 +13,20 @@ mod create;
 mod host_file;
 mod origin;
 mod own_pages;
+mod working_set;
 
 pub use attach::attach;
 pub use create::create;
 pub use host_file::{HostFile, HostFileError};
 pub use origin::{Origin, OriginError};
+pub use working_set::record as record_working_set;
 
 use std::io;
 use std::path::PathBuf;
 
 use rotifer_snapshot::pager::service::ServiceError;
 use rotifer_snapshot::pager::{StartError, UserfaultError};
-use rotifer_snapshot::{NameError, WriteError};
+use rotifer_snapshot::{NameError, SourceError, WriteError};
 
 /// What the image of guest RAM is called.
 const RAM: &str = "ram";
@@ -41,6 +43,12 @@ pub enum SnapshotError {
     Service(#[from] ServiceError),
     #[error("find out which pages of guest RAM are there")]
     Resident(#[source] io::Error),
+    #[error("read the snapshot that the machine comes from")]
+    Source(#[source] SourceError),
+    #[error(
+        "no working set is recorded: load a snapshot with record_working_set, let it answer, and ask again"
+    )]
+    NotRecording,
     #[error("read guest RAM")]
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]
@@ -70,6 +78,7 @@ impl SnapshotError {
             Self::Origin(_)
                 | Self::HostFile(_)
                 | Self::NoParent
+                | Self::NotRecording
                 | Self::State(_)
                 | Self::Service(_)
         )

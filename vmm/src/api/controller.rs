@@ -9,10 +9,12 @@
 //! ```
 //! The machine's end is the process's: there is no state for it.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::load::Load;
-use super::request::{Request, SnapshotCreate, SnapshotLoad};
+use super::request::{Request, SnapshotCreate, SnapshotLoad, WorkingSet};
 use super::response::Response;
 use crate::config::{self, Config, Drive, Logger, Plan, report};
 use crate::logger;
@@ -40,6 +42,10 @@ pub trait MachineControl {
     /// Writes a snapshot of a paused machine, which stays paused. `config` is what the host
     /// provides to it.
     fn snapshot(&mut self, request: &SnapshotCreate, config: &Config) -> Result<(), Self::Error>;
+
+    /// Writes the snapshot that a paused machine comes from once more, to `path`, with what was
+    /// touched since.
+    fn record_working_set(&mut self, path: &Path, config: &Config) -> Result<(), Self::Error>;
 
     /// Opens a snapshot and takes the machine up again in `hardware`. Called as [`Self::boot`] is.
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Self::Error>;
@@ -178,6 +184,10 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
             }
             Request::CreateSnapshot(create) => {
                 self.machine.snapshot(&create, &self.config).map_err(failed)?;
+            }
+            Request::RecordWorkingSet(WorkingSet { snapshot_path }) => {
+                let recorded = self.machine.record_working_set(&snapshot_path, &self.config);
+                recorded.map_err(failed)?;
             }
             Request::LoadSnapshot(load) => self.load(load)?,
             // Paused twice or resumed twice: already so, as with Firecracker.
@@ -326,7 +336,7 @@ fn permitted(request: &Request) -> &'static [State] {
         | Request::SendCtrlAltDel
         | Request::Pause
         | Request::Resume => &[Running, Paused],
-        Request::CreateSnapshot(_) => &[Paused],
+        Request::CreateSnapshot(_) | Request::RecordWorkingSet(_) => &[Paused],
     }
 }
 

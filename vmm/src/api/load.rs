@@ -16,6 +16,8 @@ pub struct Load {
     pub memory_path: Option<PathBuf>,
     /// The socket of the pager through which memory is shared; absent if the machine has its own.
     pub pager_socket: Option<PathBuf>,
+    /// Whether it is remembered what memory is touched.
+    pub record_working_set: bool,
     /// What is beside the manifest, or nothing.
     pub host: HostFile,
 }
@@ -28,6 +30,11 @@ pub enum LoadError {
     TwoMemories,
     #[error("mem_backend.backend_type is {given:?}; there are \"File\" and \"Uffd\"")]
     Backend { given: String },
+    #[error(
+        "record_working_set and mem_backend \"Uffd\" contradict each other: what is shared is not \
+         touched page by page"
+    )]
+    SharedRecording,
     #[error("network_overrides is not supported: there is no network device yet")]
     Network,
     #[error("clock_realtime is not supported: it is of x86 machines; the clock here is right")]
@@ -67,6 +74,10 @@ impl Load {
                 }
             }
         };
+        let record_working_set = request.record_working_set;
+        if record_working_set && pager_socket.is_some() {
+            return Err(LoadError::SharedRecording);
+        }
         let host = HostFile::beside(&request.snapshot_path)?;
         let is_configured = *config != Config::default();
         let mut config = match (is_configured, &host) {
@@ -79,6 +90,7 @@ impl Load {
         }
         let host = host.unwrap_or_default();
         let snapshot_path = request.snapshot_path;
-        Ok((Self { snapshot_path, memory_path, pager_socket, host }, config))
+        let load = Self { snapshot_path, memory_path, pager_socket, record_working_set, host };
+        Ok((load, config))
     }
 }

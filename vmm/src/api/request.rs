@@ -52,6 +52,8 @@ pub enum Request {
     CreateSnapshot(SnapshotCreate),
     /// `PUT /snapshot/load`
     LoadSnapshot(SnapshotLoad),
+    /// Write the snapshot that the machine comes from with what was touched since.
+    RecordWorkingSet(WorkingSet),
     /// A route of Firecracker's that this VMM has nothing behind; the section it belongs to.
     Unsupported(&'static str),
 }
@@ -80,6 +82,7 @@ impl Request {
             Request::Resume => "PATCH /vm (Resumed)",
             Request::CreateSnapshot(_) => "PUT /snapshot/create",
             Request::LoadSnapshot(_) => "PUT /snapshot/load",
+            Request::RecordWorkingSet(_) => "PUT /snapshot/working-set",
             Request::Unsupported(section) => section,
         }
     }
@@ -106,6 +109,14 @@ pub enum SnapshotKind {
     Full,
     /// What was written since the last one.
     Diff,
+}
+
+/// The body of `PUT /snapshot/working-set`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSet {
+    /// Where the snapshot goes that has it; its packs stay where they are.
+    pub snapshot_path: PathBuf,
 }
 
 /// The body of `PUT /snapshot/load`.
@@ -135,6 +146,9 @@ pub struct SnapshotLoad {
     /// x86 only.
     #[serde(default)]
     pub clock_realtime: bool,
+    /// Ours: remember what memory is touched, for `PUT /snapshot/working-set`.
+    #[serde(default)]
+    pub record_working_set: bool,
 }
 
 impl SnapshotLoad {
@@ -152,6 +166,7 @@ impl SnapshotLoad {
             network_overrides: Vec::new(),
             vsock_override: None,
             clock_realtime: false,
+            record_working_set: false,
         }
     }
 }

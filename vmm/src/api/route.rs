@@ -77,6 +77,9 @@ fn put(tokens: &[&str], body: &[u8]) -> Result<Found, RouteError> {
         ["logger"] => read(body, tokens[0], Request::SetLogger),
         ["actions"] => config::decode(body, "actions").map(Action::request),
         ["snapshot", "create"] => read(body, "snapshot/create", Request::CreateSnapshot),
+        ["snapshot", "working-set"] => {
+            read(body, "snapshot/working-set", Request::RecordWorkingSet)
+        }
         ["snapshot", "load"] => read(body, "snapshot/load", Request::LoadSnapshot),
         ["drives"] => return Err(RouteError::IdMissing { method: Method::Put.name() }),
         ["drives", id] => return drive(id, body, |d: &Drive| &d.drive_id, Request::SetDrive),

@@ -36,9 +36,12 @@ fn a_restore_needs_neither_a_configuration_nor_an_api() {
 }
 
 #[test]
-fn a_machine_shares_memory_through_a_pager_only_when_it_is_restored() {
+fn a_machines_memory_is_shared_or_recorded_only_when_it_is_restored() {
     assert_eq!(run("--restore s --pager-sock p").pager_socket, Some("p".into()));
-    assert!(matches!(parse("--config-file c --pager-sock p"), Err(Error::NothingToShare)));
+    assert!(run("--restore s --record-working-set").record_working_set);
+    let error = parse("--config-file c --pager-sock p").unwrap_err();
+    assert!(error.to_string().contains("--pager-sock needs --restore"), "{error}");
+    assert!(matches!(parse("--record-working-set"), Err(Error::NoSnapshot { .. })));
     let pager = |line: &str| match parse(line) {
         Ok(Command::Pager(pager)) => pager,
         other => panic!("{other:?}"),

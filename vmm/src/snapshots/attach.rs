@@ -4,7 +4,7 @@ use std::fs::File;
 
 use rotifer_devices::GuestMemory;
 use rotifer_snapshot::pager::service::Service;
-use rotifer_snapshot::pager::{Mapping, Options, Pager, PagerError, Userfault};
+use rotifer_snapshot::pager::{Mapping, Options, Pager, PagerError, Policy, Reach, Userfault};
 
 use super::{Origin, OriginError, SnapshotError};
 use crate::api::Load;
@@ -32,6 +32,12 @@ pub fn attach(
             Mapping::Service(service.open(&origin.snapshot, &manifest)?)
         }
     };
-    let options = Options { mapping, ..Options::default() };
+    let options = if load.record_working_set {
+        // What is loaded ahead of its touch would not be seen.
+        Options { mapping, reach: Reach::Chunk, is_recording: true, ..Options::default() }
+    } else {
+        let Policy { working_set, written } = Policy::of(&origin.snapshot.manifest().working_set);
+        Options { mapping, working_set, written, ..Options::default() }
+    };
     Ok(Pager::start(memory, Box::new(source), Userfault::open()?, options, on_failure)?)
 }

@@ -1,4 +1,5 @@
 use std::fs;
+use std::path::Path;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -51,6 +52,10 @@ impl MachineControl for Recorder {
             manifest.display(),
             memory.display()
         ))
+    }
+
+    fn record_working_set(&mut self, path: &Path, _config: &Config) -> Result<(), Broken> {
+        self.call(format!("record {}", path.display()))
     }
 
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Broken> {
@@ -295,6 +300,19 @@ fn a_machine_is_loaded_into_what_the_host_provided_or_what_was_configured() {
 }
 
 #[test]
+fn a_working_set_is_taken_of_a_machine_that_stands_still() {
+    let mut bench = Bench::new();
+    bench.done(Put, "/entropy", json!({}));
+    let body = json!({"snapshot_path": "w"});
+    let texts = ["PUT /snapshot/working-set is not possible before the machine is started"];
+    bench.refused(Put, "/snapshot/working-set", body.clone(), &texts);
+    let load = json!({"snapshot_path": "s", "record_working_set": true});
+    bench.done(Put, "/snapshot/load", load);
+    bench.done(Put, "/snapshot/working-set", body);
+    assert_eq!(bench.controller.machine().calls.last().unwrap(), "record w");
+}
+
+#[test]
 fn a_load_that_is_not_possible_is_refused_with_the_reason() {
     let mut bench = Bench::new();
     bench.done(Put, "/entropy", json!({}));
@@ -307,6 +325,8 @@ fn a_load_that_is_not_possible_is_refused_with_the_reason() {
     refused(json!({"mem_backend": backend("Tape")}), "\"Tape\"");
     let both = json!({"mem_file_path": "m", "mem_backend": backend("File")});
     refused(both, "contradict");
+    let recording = json!({"record_working_set": true, "mem_backend": backend("Uffd")});
+    refused(recording, "record_working_set and mem_backend");
     refused(json!({"clock_realtime": true}), "clock_realtime");
     let overrides = json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]);
     refused(json!({"network_overrides": overrides}), "network_overrides");
