@@ -1,6 +1,6 @@
 //! A machine is suspended, its process killed, and another process takes it up again.
 //!
-//! hosts: gicv3, gicv2, 16k
+//! hosts: gicv3, gicv2, 16k, sve
 #![cfg(target_arch = "aarch64")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -72,6 +72,69 @@ fn a_guest_goes_on_where_it_was_with_1_2_and_4_vcpus() {
         assert!(uptime(&vm) >= before, "the guest's clock went backwards");
         vm.shell("while [ ! -e /tmp/woken ]; do sleep 0.1; done");
         assert_eq!(vm.shell("nproc").trim(), vcpus.to_string());
+    }
+}
+
+/// A process of the guest that is in the middle of everything that a suspend could break: it counts,
+/// writes a file, talks to itself over TCP, sleeps, and reads random numbers, and says each second
+/// what it has done.
+const BUSY: &str = r#"
+import os, socket, threading, time
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+peer, _ = server.accept()
+threading.Thread(target=lambda: [peer.sendall(data) for data in iter(lambda: peer.recv(64), b"")]).start()
+woken = []
+threading.Thread(target=lambda: (time.sleep(5), woken.append(time.monotonic()))).start()
+log = open("/tmp/busy.log", "a+")
+seen, count, last = set(), 0, 0.0
+while True:
+    count += 1
+    client.sendall(b"%063d\n" % count)
+    data = b""
+    while len(data) < 64:
+        data += client.recv(64 - len(data))
+    assert int(data) == count, data
+    now = time.monotonic()
+    assert now >= last, (now, last)
+    number = os.urandom(16)
+    assert number not in seen
+    seen.add(number)
+    log.write("%d\n" % count)
+    log.flush()
+    log.seek(0)
+    assert sum(1 for _ in log) == count
+    if now - last >= 0.2 or count == 1:
+        with open("/tmp/busy.new", "w") as status:
+            status.write("%d %d\n" % (count, len(woken)))
+        os.rename("/tmp/busy.new", "/tmp/busy")
+        last = now
+    time.sleep(0.05)
+"#;
+
+#[test]
+fn a_process_in_the_middle_of_everything_does_not_notice() {
+    for vcpus in [1, 2, 4] {
+        let (_directory, snapshot) = place();
+        let vm = start(vcpus);
+        let script = BUSY.as_bytes();
+        let length = script.len() as u64;
+        vm.agent_client().put_file(Path::new("/tmp/busy.py"), "", script, length).unwrap();
+        vm.shell("python3 /tmp/busy.py > /tmp/busy.err 2>&1 & true");
+        vm.shell("while [ ! -e /tmp/busy ]; do sleep 0.1; done");
+        let count = |vm: &Vm| -> u64 {
+            let status = vm.shell("cat /tmp/busy.err >&2; cut -d ' ' -f 1 /tmp/busy");
+            status.trim().parse().unwrap()
+        };
+        let before = count(&vm);
+        let vm = suspend_and_restore(vm, vcpus, &snapshot, "Full");
+        // It goes on counting, and its timer rings.
+        vm.shell(&format!(
+            "while read count woken < /tmp/busy; [ $count -lt {} ] || [ $woken = 0 ]; do \
+             kill -0 $(pgrep -f busy.py) || exit 1; sleep 0.1; done",
+            before + 20
+        ));
+        assert_eq!(vm.shell("cat /tmp/busy.err"), "", "with {vcpus} vCPUs");
     }
 }
 

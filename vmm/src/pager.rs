@@ -1,5 +1,6 @@
 //! `rotifer-vmm pager`: the process of a host that keeps the memory images that machines share.
 
+use std::fs;
 use std::path::PathBuf;
 
 use rotifer_snapshot::pager::service::{Host, Keep, ServiceError};
@@ -7,6 +8,8 @@ use rotifer_snapshot::pager::service::{Host, Keep, ServiceError};
 use crate::config::report;
 use crate::outcome::{FAILURE, WRONG_USAGE};
 
+/// Whether the host has huge pages for memory that is shared.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 /// What is kept of images that no machine uses, when nothing else is asked for.
 pub const DEFAULT_KEEP_MIB: u64 = 1024;
 
@@ -28,6 +31,11 @@ impl Pager {
             Err(error) => return failed(&error, WRONG_USAGE),
         };
         eprintln!("rotifer-vmm: the pager listens at {}", self.socket.display());
+        if let Ok(setting) = fs::read_to_string(HUGE_PAGES)
+            && setting.contains("[never]")
+        {
+            eprintln!("rotifer-vmm: machines would run faster after: echo advise > {HUGE_PAGES}");
+        }
         let trouble = |error: &ServiceError| {
             eprintln!("rotifer-vmm: a machine is not served: {}", report(error));
         };
