@@ -55,6 +55,9 @@ pub struct Probe {
     console: Console,
     api: Api,
     directory: TempDir,
+    /// Its end takes the kernel some ms (an inotify instance waits for SRCU), and nobody shall
+    /// measure that.
+    _watch: SocketWatch,
 }
 
 /// A snapshot of a guest that will say something when it goes on.
@@ -129,7 +132,7 @@ impl Probe {
         command.arg("--config-file").arg(&file);
         let (process, console) = launch(command, directory.path(), &watch)?;
         let api = watch.wait(&process)?;
-        Ok(Self { process, console, api, directory })
+        Ok(Self { process, console, api, directory, _watch: watch })
     }
 
     /// Connects to the guest.
@@ -285,7 +288,7 @@ impl Restoring {
     pub fn load(self) -> Result<(Probe, Duration)> {
         let Self { process, console, watch, directory, load, .. } = self;
         let api = watch.wait(&process)?;
-        let mut probe = Probe { process, console, api, directory };
+        let mut probe = Probe { process, console, api, directory, _watch: watch };
         probe.request("PUT", "/snapshot/load", &load)?;
         let loaded = probe.elapsed();
         Ok((probe, loaded))
@@ -318,7 +321,7 @@ impl Restoring {
             }
         };
         let moments = Moments { api_ready, loaded, answered, started: wall };
-        Ok((Probe { process, console, api, directory }, moments))
+        Ok((Probe { process, console, api, directory, _watch: watch }, moments))
     }
 }
 

@@ -1,11 +1,12 @@
 //! The ways in which a VMM brings a guest's memory back, each of which is measured.
 
+use std::path::Path;
 use std::process::Command;
 use std::thread::yield_now;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Options, VSOCK};
@@ -14,6 +15,8 @@ use crate::bench::{Setup, Subject};
 use crate::record::{Metric, Recorder, Side};
 use crate::vm::{DEADLINE, Process};
 
+/// How our VMM's answer to `--version` begins.
+const OURS: &[u8] = b"rotifer-vmm";
 const PAGER_LISTENS: &str = "the pager listens";
 
 /// One of them.
@@ -90,15 +93,25 @@ impl Pager {
     }
 }
 
-fn options(pager: Option<&Pager>, is_first: bool) -> Options {
-    // Firecracker keeps the path as it was given, relative to where it runs; we do not.
-    let mut load = json!({ "vsock_override": { "uds_path": VSOCK } });
+/// Firecracker keeps the socket's path as it was given, relative to where it runs; ours does not,
+/// and neither does an older one of ours that is the peer.
+fn vsock_override(program: &Path) -> Result<Value> {
+    let version = Command::new(program).arg("--version").output();
+    let version = version.with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(match version.stdout.starts_with(OURS) {
+        true => json!({ "vsock_override": { "uds_path": VSOCK } }),
+        false => json!({}),
+    })
+}
+
+fn options(subject: &Subject, pager: Option<&Pager>, is_first: bool) -> Result<Options> {
+    let mut load = vsock_override(&subject.program)?;
     if let Some(pager) = pager {
         load["mem_backend"] =
             json!({ "backend_type": "Uffd", "backend_path": pager.watch.socket() });
     }
     let pager = pager.map(|pager| pager.process.id());
-    Options { load, pager, is_first, ..Options::default() }
+    Ok(Options { load, pager, is_first, ..Options::default() })
 }
 
 /// Runs `measure` with each way that the VMM has, and records under `name`.
@@ -113,7 +126,7 @@ pub fn with_each(
     mut measure: impl FnMut(&Options) -> Result<Figures>,
 ) -> Result<()> {
     if subject.side == Side::Peer {
-        let figures = measure(&Options::default())?;
+        let figures = measure(&options(subject, None, false)?)?;
         for run in MAPPINGS.iter().flat_map(|mapping| mapping.runs) {
             figures.record(recorder, Side::Peer, &format!("{name}{}", run.suffix));
         }
@@ -123,7 +136,7 @@ pub fn with_each(
         let pager = mapping.is_shared.then(|| Pager::start(setup, subject)).transpose()?;
         for Run { suffix, is_first } in mapping.runs {
             let name = format!("{name}{suffix}");
-            let measured = measure(&options(pager.as_ref(), *is_first));
+            let measured = measure(&options(subject, pager.as_ref(), *is_first)?);
             measured.with_context(|| name.clone())?.record(recorder, Side::Own, &name);
         }
     }
