@@ -33,8 +33,8 @@ use std::os::fd::RawFd;
 use rotifer_snapshot::Section;
 use vmm_sys_util::epoll::EventSet;
 
-pub use chain::{Chain, MAX_CHAIN_SEGMENTS, Segment};
-pub use iovec::GuestIoVec;
+pub use chain::{Chain, MAX_CHAIN_SEGMENTS, OutsideMemory, Segment};
+pub use iovec::{DetachedIoVec, GuestIoVec};
 pub use queue_io::QueueIo;
 pub use transport::{
     MMIO_REGION_BYTES, QUEUE_NOTIFY_OFFSET, Transport, TransportError, TransportState,

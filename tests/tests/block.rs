@@ -8,7 +8,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rotifer_tests::{ExitCode, Vm, VmBuilder, empty_disk};
+use rotifer_tests::{Artifacts, ExitCode, Vm, VmBuilder, empty_disk};
+use serde_json::json;
 use tempfile::TempDir;
 
 const DISK_BYTES: u64 = 64 << 20;
@@ -27,6 +28,34 @@ fn start(disk: &Path, read_only: bool) -> Vm {
     vm
 }
 
+/// The same with the io_uring engine, several vCPUs, and the VMM's debug messages.
+fn start_async(disk: &Path, vcpu_count: u64) -> Vm {
+    let directory = TempDir::new().unwrap();
+    let builder = VmBuilder::new().memory_mib(256).vcpus(vcpu_count).debian();
+    let mut config = builder.drive("data", disk, false).config(directory.path());
+    config["drives"][1]["io_engine"] = json!("Async");
+    config["logger"] = json!({ "level": "Debug" });
+    let mut vm = Vm::start(&Artifacts::find(), directory, &config, &[]);
+    vm.wait_until_ready();
+    vm
+}
+
+/// How many requests the io_uring engine ever had in flight, as the VMM logs it when it pauses.
+fn most_in_flight(vm: &Vm) -> u64 {
+    const KEY: &str = "most_in_flight=";
+    let (status, text) = vm.api("PATCH", "/vm", Some(&json!({ "state": "Paused" })));
+    assert_eq!(status, 204, "{text}");
+    vm.messages.wait_for(KEY);
+    let messages = vm.messages.tail();
+    let (_, number) = messages.rsplit_once(KEY).unwrap();
+    number.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn sha256_on_host(path: &Path) -> String {
+    let output = std::process::Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
 fn sha256_in_guest(vm: &Vm, path: &str) -> String {
     vm.shell(&format!("sha256sum {path}")).split_whitespace().next().unwrap().to_owned()
 }
@@ -36,10 +65,8 @@ fn what_is_in_the_file_is_what_the_guest_reads() {
     let directory = TempDir::new().unwrap();
     let disk = directory.path().join("disk");
     fs::write(&disk, pattern(16 << 20)).unwrap();
-    let host_sum = std::process::Command::new("sha256sum").arg(&disk).output().unwrap().stdout;
     let vm = start(&disk, true);
-    let guest_sum = sha256_in_guest(&vm, "/dev/vdb");
-    assert!(String::from_utf8(host_sum).unwrap().starts_with(&guest_sum));
+    assert_eq!(sha256_in_guest(&vm, "/dev/vdb"), sha256_on_host(&disk));
 }
 
 #[test]
@@ -135,4 +162,49 @@ fn a_disk_in_use_by_another_machine_is_refused() {
     let mut second = VmBuilder::new().drive("data", &disk, false).start();
     second.wait_for_exit(ExitCode::Usage);
     assert!(second.messages.all().contains("disk"), "{}", second.report());
+}
+
+#[test]
+fn a_disk_has_a_queue_for_each_vcpu() {
+    for vcpu_count in [1, 2] {
+        let mut vm = VmBuilder::new().vcpus(vcpu_count).debian().start();
+        vm.wait_until_ready();
+        let queues = vm.shell("ls /sys/block/vda/mq | wc -l");
+        assert_eq!(queues.trim(), vcpu_count.to_string());
+    }
+}
+
+#[test]
+fn several_processes_keep_several_requests_in_flight() {
+    const PROCESSES: u32 = 8;
+    let directory = TempDir::new().unwrap();
+    let disk = directory.path().join("disk");
+    empty_disk(&disk, DISK_BYTES);
+    let vm = start_async(&disk, 4);
+    assert_eq!(vm.shell("ls /sys/block/vdb/mq | wc -l").trim(), "4");
+    // Each has 2 MiB of the disk: writes it past the page cache, reads it back likewise.
+    let script = format!(
+        "one() {{ head -c 2M /dev/urandom > /tmp/in$1
+            dd if=/tmp/in$1 of=/dev/vdb bs=64k seek=$(($1 * 32)) oflag=direct conv=notrunc
+            dd if=/dev/vdb of=/tmp/out$1 bs=64k skip=$(($1 * 32)) count=32 iflag=direct
+            cmp /tmp/in$1 /tmp/out$1 && echo good $1; }} 2>/tmp/err$1
+         for n in $(seq 0 {}); do one $n & done; wait; cat /tmp/err*",
+        PROCESSES - 1
+    );
+    let output = vm.shell(&script);
+    for process in 0..PROCESSES {
+        assert!(output.contains(&format!("good {process}\n")), "{output}");
+    }
+    vm.shell(
+        "mkfs.ext4 -q /dev/vdb && mkdir -p /tmp/disk && mount /dev/vdb /tmp/disk && \
+         (seq 200000 > /tmp/disk/a & seq 300000 > /tmp/disk/b & wait) && \
+         rm /tmp/disk/a && fstrim /tmp/disk && umount /tmp/disk",
+    );
+    let sum = sha256_in_guest(&vm, "/dev/vdb");
+    let in_flight = most_in_flight(&vm);
+    assert!(in_flight > 1, "at most {in_flight} in flight");
+    assert_eq!(sha256_on_host(&disk), sum, "a paused machine has nothing in flight");
+    let (status, text) = vm.api("PATCH", "/vm", Some(&json!({ "state": "Resumed" })));
+    assert_eq!(status, 204, "{text}");
+    assert_eq!(sha256_in_guest(&vm, "/dev/vdb"), sum, "and goes on");
 }

@@ -206,7 +206,7 @@ impl Assembled {
         vm.add_memory(&memory)?;
         tracing::debug!("timeline: RAM is mapped");
         let wake = wake.try_clone().map_err(VmError::Wake)?;
-        let table = Table::build(devices, &memory, wake)?;
+        let table = Table::build(devices, vcpu_count, &memory, wake)?;
         tracing::debug!("timeline: devices are made");
         for entry in &table.entries {
             vm.wire(entry)?;

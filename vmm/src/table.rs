@@ -112,12 +112,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// Makes the devices that are `wanted`. `wake` is written when the guest panics.
+    /// Makes the devices that are `wanted`, with queues for so many vCPUs. `wake` is written when
+    /// the guest panics.
     ///
     /// # Errors
     /// See [`TableError`].
     pub fn build(
         wanted: Wanted,
+        vcpu_count: u8,
         memory: &Arc<GuestMemory>,
         wake: EventFd,
     ) -> Result<Self, TableError> {
@@ -129,7 +131,7 @@ impl Table {
         maker.platform("panic notifier", Part::PanicNotifier(panic_notifier.clone()))?;
         maker.generation_id()?;
         for disk in wanted.disks {
-            maker.virtio(disk.id.clone(), Box::new(block(disk)?))?;
+            maker.virtio(disk.id.clone(), Box::new(block(disk, vcpu_count)?))?;
         }
         if wanted.entropy {
             maker.virtio("rng".into(), Box::new(Rng::new()))?;
@@ -221,13 +223,14 @@ impl Part {
     }
 }
 
-fn block(disk: Disk) -> Result<Block, BlockError> {
+fn block(disk: Disk, vcpu_count: u8) -> Result<Block, BlockError> {
     let cache = match disk.cache {
         CacheType::Unsafe => Cache::Unsafe,
         CacheType::Writeback => Cache::Writeback,
     };
-    let Disk { id, path, file, read_only, .. } = disk;
-    Block::with_file(file, &block::Options { id, path, read_only, cache })
+    let Disk { id, path, file, read_only, engine, .. } = disk;
+    let queue_count = vcpu_count.into();
+    Block::with_file(file, &block::Options { id, path, read_only, cache, engine, queue_count })
 }
 
 /// Gives each device its slot.

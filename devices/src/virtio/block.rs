@@ -1,10 +1,22 @@
 //! virtio-block, section 5.2: a raw disk image for the guest.
 //!
-//! Requests are executed one after another on the io thread, with one system call each between
-//! the file and guest memory ("Sync" in Firecracker's terms): a ring full of them may be waiting.
+//! ```text
+//!                    ┌ Drive: what a request means ─ Disk: the image ┐
+//!  on_kick ─ parse ──┤                                               ├─ status ─ complete
+//!                    └ Asynchronous: slots in flight ─ Ring (io_uring)┘
+//!                                    ▲ eventfd ─ on_source
+//! ```
+//! The engine "Sync" (Firecracker's word) executes a request on the io thread, one after another,
+//! with one system call each between the file and guest memory. With "Async" the host has as
+//! many at work as the rings hold, and they end in any order.
 
+mod asynchronous;
 mod disk;
+mod drive;
+mod error;
 mod request;
+mod ring;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -12,20 +24,21 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
-use rotifer_snapshot::{LoadError, Stateful, Tag};
-use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
-};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_MQ, VIRTIO_BLK_ID_BYTES};
 
+use self::asynchronous::Asynchronous;
 use self::disk::Disk;
-use self::request::{HEADER_BYTES, Limits, Request, Status};
-use super::{BrokenRing, Chain, Kind, MAX_CHAIN_SEGMENTS, QueueIo, Source, VirtioDevice};
+use self::drive::Drive;
+pub use self::error::BlockError;
+use self::ring::Ring;
+pub use self::state::State;
+use super::{BrokenRing, Kind, MAX_CHAIN_SEGMENTS, QueueIo, Source, VirtioDevice};
 
 /// The unit in which drivers count a disk, whatever its block size (section 5.2.6).
 pub const SECTOR_BYTES: u64 = 512;
-/// Requests that the ring can hold.
+/// The most request queues that a disk has.
+pub const MAX_QUEUES: u16 = 16;
+/// Requests that the ring of a queue can hold.
 const QUEUE_SIZE: u16 = 256;
 /// Pieces of data in a request; with its header and status it is a chain.
 const MAX_SEGMENTS: u32 = MAX_CHAIN_SEGMENTS as u32 - 2;
@@ -37,8 +50,6 @@ const MAX_WRITE_ZEROES_RANGES: usize = 1;
 const MAX_WRITE_ZEROES_SECTORS: u32 = (16 << 20) / SECTOR_BYTES as u32;
 /// Holes smaller than a block of the host's file system free nothing.
 const DISCARD_ALIGNMENT_SECTORS: u32 = 4096 / SECTOR_BYTES as u32;
-/// Size of the configuration space, up to the fields of WRITE_ZEROES.
-const CONFIG_BYTES: usize = 60;
 /// Size of the answer to GET_ID.
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
@@ -53,6 +64,29 @@ pub enum Cache {
     Writeback,
 }
 
+/// How the host does the I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// One request at a time, with ordinary system calls.
+    #[default]
+    Sync,
+    /// Through io_uring, all that the guest has made available at once.
+    Async,
+}
+
+impl Engine {
+    /// Whether the host has what the engine needs.
+    ///
+    /// # Errors
+    /// As the host refuses io_uring: its kernel is too old or its administrator against it.
+    pub fn probe(self) -> io::Result<()> {
+        match self {
+            Self::Sync => Ok(()),
+            Self::Async => Ring::new(1).map(drop),
+        }
+    }
+}
+
 /// A disk as its user describes it.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -64,45 +98,28 @@ pub struct Options {
     pub read_only: bool,
     /// What FLUSH does.
     pub cache: Cache,
+    /// How the host does the I/O.
+    pub engine: Engine,
+    /// How many request queues the guest may use, best one for each of its CPUs: from 1 to
+    /// [`MAX_QUEUES`], and less or more is taken as these.
+    pub queue_count: u16,
 }
 
-/// Why a disk cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the fields are in the texts
-pub enum BlockError {
-    /// Missing, or not allowed.
-    #[error("open disk image {} for {purpose}", path.display())]
-    Open { path: PathBuf, purpose: &'static str, source: io::Error },
-    /// A read-only file for a drive that is not.
-    #[error(
-        "disk image {} is read-only, but drive {id:?} is not (set is_read_only, or make the file \
-         writable)",
-        path.display()
-    )]
-    NotWritable { path: PathBuf, id: String },
-    /// A directory, FIFO, socket or terminal.
-    #[error("disk image {} is {what}; it must be a file or a block device", path.display())]
-    NotADisk { path: PathBuf, what: &'static str },
-    /// Empty, or nearly so.
-    #[error(
-        "disk image {} has {size_bytes} bytes, less than one sector of 512", path.display()
-    )]
-    TooSmall { path: PathBuf, size_bytes: u64 },
-    /// Somebody holds the lock: another virtual machine, or another drive of this one.
-    #[error("disk image {} is being {by} by another drive or process", path.display())]
-    InUse { path: PathBuf, by: &'static str },
-    /// The host fails.
-    #[error("{attempt} disk image {}", path.display())]
-    Inspect { path: PathBuf, attempt: &'static str, source: io::Error },
+/// What serves the requests.
+#[derive(Debug)]
+enum Server {
+    /// The calling thread.
+    Synchronous,
+    Asynchronous(Box<Asynchronous>),
 }
 
 /// A virtio-block device.
 #[derive(Debug)]
 pub struct Block {
-    disk: Disk,
-    read_only: bool,
-    cache: Cache,
-    id: [u8; ID_BYTES],
+    /// Dropped first: it waits for what it still has in flight on the drive.
+    server: Server,
+    drive: Drive,
+    queue_sizes: Vec<u16>,
 }
 
 impl Block {
@@ -111,7 +128,7 @@ impl Block {
     /// # Errors
     /// [`BlockError`] names the image and what is wrong with it.
     pub fn open(options: &Options) -> Result<Self, BlockError> {
-        Disk::open(options).map(|disk| Self::new(disk, options))
+        Self::new(Disk::open(options)?, options)
     }
 
     /// Takes and locks an image that is open already, for writing unless it is read-only.
@@ -120,161 +137,22 @@ impl Block {
     /// # Errors
     /// As [`Self::open`].
     pub fn with_file(file: File, options: &Options) -> Result<Self, BlockError> {
-        Disk::with_file(file, options).map(|disk| Self::new(disk, options))
+        Self::new(Disk::with_file(file, options)?, options)
     }
 
-    fn new(disk: Disk, options: &Options) -> Self {
-        let mut id = [0; ID_BYTES];
-        for (to, from) in id.iter_mut().zip(options.id.bytes()) {
-            *to = from;
-        }
-        Self { disk, read_only: options.read_only, cache: options.cache, id }
-    }
-
-    /// Does what `chain` asks for and writes its status. The number of bytes of its writable
-    /// part that are filled, counted from its beginning, comes back.
-    fn serve(&mut self, chain: &Chain, io: &QueueIo<'_>) -> u32 {
-        let Some(status_offset) = chain.writable_bytes().checked_sub(1) else {
-            return 0; // no place for an answer
-        };
-        let limits =
-            Limits { capacity_sectors: self.disk.capacity_sectors(), read_only: self.read_only };
-        let outcome = Request::parse(chain, io.memory(), limits)
-            .and_then(|request| self.execute(&request, chain, io));
-        let (status, filled) = match outcome {
-            Ok(filled) => (Status::Ok, filled),
-            Err(status) => (status, 0),
-        };
-        let told = chain.write_at(io.memory(), status_offset, &[status as u8]).is_ok();
-        let filled =
-            if told && filled == status_offset { filled.saturating_add(1) } else { filled };
-        u32::try_from(filled).unwrap_or(u32::MAX)
-    }
-
-    /// Returns how many bytes of data the driver gets.
-    fn execute(
-        &mut self,
-        request: &Request,
-        chain: &Chain,
-        io: &QueueIo<'_>,
-    ) -> Result<u64, Status> {
-        let memory = io.memory();
-        let (name, sector, outcome) = match request {
-            Request::Read(extent) => (
-                "read",
-                extent.offset / SECTOR_BYTES,
-                self.disk.read(memory, chain.writable(), *extent).map(|()| extent.len),
-            ),
-            Request::Write(extent) => (
-                "write",
-                extent.offset / SECTOR_BYTES,
-                self.disk
-                    .write(memory, chain.readable(), HEADER_BYTES, *extent)
-                    .and_then(|()| self.write_through(io))
-                    .map(|()| 0),
-            ),
-            Request::Flush => ("flush", 0, self.flush().map(|()| 0)),
-            Request::Identify => return self.identify(chain, io),
-            Request::Discard(ranges) => (
-                "discard",
-                0,
-                ranges.iter().try_for_each(|range| self.disk.discard(range.extent)).map(|()| 0),
-            ),
-            Request::WriteZeroes(ranges) => (
-                "write zeroes",
-                0,
-                ranges
-                    .iter()
-                    .try_for_each(|range| self.disk.write_zeroes(range.extent, range.unmap))
-                    .and_then(|()| self.write_through(io))
-                    .map(|()| 0),
-            ),
-        };
-        outcome.map_err(|error| {
-            self.disk.report(name, sector, &error);
-            Status::IoError
-        })
-    }
-
-    /// The fields of `struct virtio_blk_config` (section 5.2.4) that our features speak of.
-    fn config(&self) -> [u8; CONFIG_BYTES] {
-        let capacity = self.disk.capacity_sectors();
-        let fields = [
-            (0, capacity as u32),
-            (4, (capacity >> 32) as u32),
-            (12, MAX_SEGMENTS),
-            (36, MAX_DISCARD_SECTORS),
-            (40, MAX_DISCARD_RANGES as u32),
-            (44, DISCARD_ALIGNMENT_SECTORS),
-            (48, MAX_WRITE_ZEROES_SECTORS),
-            (52, MAX_WRITE_ZEROES_RANGES as u32),
-            (56, 1), // write_zeroes_may_unmap
-        ];
-        let mut config = [0; CONFIG_BYTES];
-        for (at, value) in fields {
-            for (to, from) in config.iter_mut().skip(at).zip(value.to_le_bytes()) {
-                *to = from;
+    fn new(disk: Disk, options: &Options) -> Result<Self, BlockError> {
+        let queue_count = options.queue_count.clamp(1, MAX_QUEUES);
+        let server = match options.engine {
+            Engine::Sync => Server::Synchronous,
+            Engine::Async => {
+                let in_flight_max = u32::from(queue_count).saturating_mul(QUEUE_SIZE.into());
+                let ring = Ring::new(in_flight_max)
+                    .map_err(|source| BlockError::NoIoUring { id: options.id.clone(), source })?;
+                Server::Asynchronous(Box::new(Asynchronous::new(ring, in_flight_max as usize)))
             }
-        }
-        config
-    }
-
-    fn identify(&self, chain: &Chain, io: &QueueIo<'_>) -> Result<u64, Status> {
-        let room = usize::try_from(chain.writable_bytes().saturating_sub(1)).unwrap_or(ID_BYTES);
-        let id = self.id.get(..room).unwrap_or(&self.id);
-        let written = chain.write_at(io.memory(), 0, id).map_err(|_| Status::IoError)?;
-        Ok(written as u64)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        match self.cache {
-            Cache::Unsafe => Ok(()),
-            Cache::Writeback => self.disk.flush(),
-        }
-    }
-
-    /// To a driver that was offered FLUSH and does not know it, a completed write is a stable
-    /// one (section 5.2.6.2).
-    fn write_through(&self, io: &QueueIo<'_>) -> io::Result<()> {
-        if io.has_feature(VIRTIO_BLK_F_FLUSH) { Ok(()) } else { self.flush() }
-    }
-}
-
-/// What the guest knows of its disk besides its content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    capacity_sectors: u64,
-    read_only: bool,
-    id: [u8; ID_BYTES],
-}
-
-impl Stateful for Block {
-    const TAG: Tag = Tag { kind: *b"VBLK", version: 1 };
-    type State = State;
-
-    fn save(&self) -> State {
-        State {
-            capacity_sectors: self.disk.capacity_sectors(),
-            read_only: self.read_only,
-            id: self.id,
-        }
-    }
-
-    /// The guest goes on with the disk it knows, so the one of the configuration must be of the
-    /// same size; a serial number that was read once stays.
-    fn load(&mut self, state: State) -> Result<(), LoadError> {
-        let invalid =
-            |field, value, reason| LoadError::Invalid { tag: Self::TAG, field, value, reason };
-        if state.capacity_sectors != self.disk.capacity_sectors() {
-            let reason = "the disk image of the configuration has another size";
-            return Err(invalid("capacity_sectors", state.capacity_sectors, reason));
-        }
-        if state.read_only != self.read_only {
-            let reason = "the drive of the configuration has another is_read_only";
-            return Err(invalid("read_only", state.read_only.into(), reason));
-        }
-        self.id = state.id;
-        Ok(())
+        };
+        let queue_sizes = vec![QUEUE_SIZE; queue_count.into()];
+        Ok(Self { server, drive: Drive::new(disk, options), queue_sizes })
     }
 }
 
@@ -284,23 +162,19 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let write_commands = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
-        let access = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { write_commands };
-        let flush = match self.cache {
-            Cache::Unsafe => 0,
-            Cache::Writeback => 1 << VIRTIO_BLK_F_FLUSH,
-        };
-        1 << VIRTIO_BLK_F_SEG_MAX | access | flush
+        let queues = if self.queue_sizes.len() > 1 { 1 << VIRTIO_BLK_F_MQ } else { 0 };
+        self.drive.features() | queues
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let Ok(offset) = usize::try_from(offset) else { return };
-        for (to, from) in data.iter_mut().zip(self.config().iter().skip(offset)) {
+        let queue_count = self.queue_sizes.len() as u16;
+        for (to, from) in data.iter_mut().zip(self.drive.config(queue_count).iter().skip(offset)) {
             *to = *from;
         }
     }
@@ -310,26 +184,45 @@ impl VirtioDevice for Block {
     }
 
     fn sources(&self) -> Vec<Source> {
-        Vec::new()
+        match &self.server {
+            Server::Synchronous => Vec::new(),
+            Server::Asynchronous(server) => vec![server.source()],
+        }
     }
 
     fn on_kick(&mut self, queue: usize, io: &mut QueueIo<'_>) -> Result<(), BrokenRing> {
-        while let Some(chain) = io.pop(queue)? {
-            let filled = self.serve(&chain, io);
-            io.complete(queue, chain, filled)?;
+        match &mut self.server {
+            Server::Synchronous => {
+                while let Some(chain) = io.pop(queue)? {
+                    let filled = self.drive.serve(&chain, io);
+                    io.complete(queue, chain, filled)?;
+                }
+                Ok(())
+            }
+            Server::Asynchronous(server) => server.on_kick(&mut self.drive, queue, io),
         }
-        Ok(())
     }
 
-    fn on_source(&mut self, _token: u32, _io: &mut QueueIo<'_>) -> Result<(), BrokenRing> {
-        Ok(()) // there are none
+    fn on_source(&mut self, _token: u32, io: &mut QueueIo<'_>) -> Result<(), BrokenRing> {
+        match &mut self.server {
+            Server::Synchronous => Ok(()), // has none
+            Server::Asynchronous(server) => {
+                server.on_completions(&mut self.drive, self.queue_sizes.len(), io)
+            }
+        }
     }
 
-    fn drain(&mut self, _io: &mut QueueIo<'_>) -> Result<(), BrokenRing> {
-        Ok(()) // a request is in flight only within `on_kick`
+    fn drain(&mut self, io: &mut QueueIo<'_>) -> Result<(), BrokenRing> {
+        match &mut self.server {
+            Server::Synchronous => Ok(()), // a request is in flight only within `on_kick`
+            Server::Asynchronous(server) => server.drain(&mut self.drive, io),
+        }
     }
 
     fn reset(&mut self) {
         // No register of ours remembers anything.
+        if let Server::Asynchronous(server) = &mut self.server {
+            server.abandon();
+        }
     }
 }

@@ -36,6 +36,12 @@ pub struct Chain {
 pub struct OutsideMemory;
 
 impl Chain {
+    /// One that no driver has made.
+    #[cfg(test)]
+    pub(super) fn of(segments: impl IntoIterator<Item = Segment>, readable_count: usize) -> Self {
+        Self { head: 0, segments: segments.into_iter().collect(), readable_count }
+    }
+
     /// Reads the whole chain.
     pub(super) fn read(
         queue: usize,

@@ -11,11 +11,17 @@ mod rings;
 mod specimens;
 
 use super::VirtioDevice;
+use super::block::Engine;
 use super::test_driver::{Buffer, RAM_BASE, TestDriver};
 
 /// Every device.
 fn specimens() -> Vec<Box<dyn Specimen>> {
-    vec![Box::new(specimens::Block), Box::new(specimens::Rng), Box::new(specimens::Vsock)]
+    vec![
+        Box::new(specimens::Block(Engine::Sync)),
+        Box::new(specimens::Block(Engine::Async)),
+        Box::new(specimens::Rng),
+        Box::new(specimens::Vsock),
+    ]
 }
 
 /// [`TestDriver::submit`] or [`TestDriver::submit_indirect`].

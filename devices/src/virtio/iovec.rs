@@ -50,6 +50,12 @@ impl<'m> GuestIoVec<'m> {
         Ok(Self { iovecs, len_bytes: total, memory: PhantomData })
     }
 
+    /// The addresses alone, for I/O that goes on after a call of ours. Whoever has them done by
+    /// the kernel sees to it that the memory stays mapped.
+    pub fn detach(self) -> DetachedIoVec {
+        DetachedIoVec { iovecs: self.iovecs, len_bytes: self.len_bytes }
+    }
+
     /// Bytes in all parts.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
@@ -107,6 +113,35 @@ impl<'m> GuestIoVec<'m> {
 
     fn count(&self) -> libc::c_int {
         self.iovecs.len().try_into().unwrap_or(libc::c_int::MAX)
+    }
+}
+
+/// Host addresses of guest memory that nothing is known to keep mapped.
+#[derive(Debug)]
+pub struct DetachedIoVec {
+    iovecs: Vec<libc::iovec>,
+    len_bytes: u64,
+}
+
+// SAFETY: these are addresses and lengths. Nothing is done with them here, and whoever does
+// something must vouch for the memory on any thread.
+unsafe impl Send for DetachedIoVec {}
+
+impl DetachedIoVec {
+    /// Where the kernel finds the addresses. They stay there, even when `self` is moved, until
+    /// it is dropped.
+    pub fn as_ptr(&self) -> *const libc::iovec {
+        self.iovecs.as_ptr()
+    }
+
+    /// How many there are, at most [`MAX_IOVECS`].
+    pub fn count(&self) -> u32 {
+        self.iovecs.len() as u32
+    }
+
+    /// Bytes in all parts.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
     }
 }
 

@@ -118,7 +118,8 @@ impl<'a> QueueIo<'a> {
         Chain::read(queue, descriptors).map(Some)
     }
 
-    /// Gives a chain back, of whose writable part the first `written_bytes` are now filled.
+    /// Gives a chain back, of whose writable part the first `written_bytes` are now filled. A
+    /// device that works on after its driver has broken a ring gives it to nobody.
     ///
     /// # Errors
     /// [`BrokenRing`]; the device returns it.
@@ -128,6 +129,9 @@ impl<'a> QueueIo<'a> {
         chain: Chain,
         written_bytes: u32,
     ) -> Result<(), BrokenRing> {
+        if !self.running {
+            return Ok(());
+        }
         let broken = BrokenRing::Used { queue };
         let slot = self.slots.get_mut(queue).ok_or(broken)?;
         slot.queue.add_used(self.memory, chain.head(), written_bytes).map_err(|_| broken)?;

@@ -10,6 +10,7 @@
 #![allow(missing_docs)] // the names are the specification's
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
@@ -21,6 +22,10 @@ use crate::{GuestMemory, MmioDevice};
 pub const RAM_BASE: u64 = 0x8000_0000;
 /// Size of the test machine's RAM.
 pub const RAM_BYTES: usize = 8 << 20;
+/// How long a device may take for an answer.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long to wait for events at a time, in milliseconds.
+const TURN_MS: i32 = 100;
 
 /// Register offsets that tests use.
 pub mod reg {
@@ -334,6 +339,18 @@ impl TestDriver {
         let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
         let len: u32 = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();
         Some(Used { head: u32::from_le(head), len: u32::from_le(len) })
+    }
+
+    /// The same, from a device that may need to wait for its host.
+    pub fn answer(&mut self, queue: usize) -> Option<Used> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let used = self.used(queue);
+            if used.is_some() || Instant::now() > deadline {
+                return used;
+            }
+            self.events.run_with_timeout(TURN_MS).unwrap();
+        }
     }
 
     /// Bytes of guest memory.

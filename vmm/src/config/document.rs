@@ -111,7 +111,7 @@ pub enum IoEngine {
     /// With ordinary system calls.
     #[default]
     Sync,
-    /// With io_uring: not supported yet.
+    /// With io_uring.
     Async,
 }
 

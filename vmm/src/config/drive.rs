@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rotifer_devices::virtio::block::Engine;
+
 use super::document::RateLimiter;
 use super::file::{self, Kind};
 use super::{CacheType, Drive, Error, IoEngine};
@@ -37,12 +39,21 @@ pub struct Disk {
     pub root: bool,
     /// Whether the guest can flush.
     pub cache: CacheType,
+    /// How the host does its I/O.
+    pub engine: Engine,
 }
 
 impl Drive {
     /// Whether the guest may only read it.
     pub fn read_only(&self) -> bool {
         self.is_read_only.unwrap_or(false)
+    }
+
+    fn engine(&self) -> Engine {
+        match self.io_engine.unwrap_or_default() {
+            IoEngine::Sync => Engine::Sync,
+            IoEngine::Async => Engine::Async,
+        }
     }
 
     /// Checks what does not need the file; `index` is its place in `drives`.
@@ -57,13 +68,17 @@ impl Drive {
             });
         }
         refuse_rate_limiter(self.rate_limiter.as_ref(), at("rate_limiter"))?;
-        if self.io_engine == Some(IoEngine::Async) {
-            return Err(Error::Unsupported {
-                path: at("io_engine"),
-                reason: "the Async (io_uring) engine does not exist yet",
-                remedy: "use \"Sync\" or leave the key out",
-            });
-        }
+        self.engine().probe().map_err(|cause| {
+            Error::invalid(
+                at("io_engine"),
+                "Async",
+                format!(
+                    "drive {} cannot have it: this host has no io_uring for us ({cause})",
+                    self.drive_id
+                ),
+                "use \"Sync\" or leave the key out",
+            )
+        })?;
         if let Some(partuuid) = &self.partuuid {
             check_partuuid(partuuid, &at("partuuid"))?;
         }
@@ -84,6 +99,7 @@ impl Drive {
             read_only,
             root: self.is_root_device,
             cache: self.cache_type,
+            engine: self.engine(),
         })
     }
 }

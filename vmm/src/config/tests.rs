@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use rotifer_devices::virtio::block::Engine;
 use serde_json::{Value, json};
 
 use super::*;
@@ -45,7 +46,8 @@ impl Host {
             },
             "drives": [
                 {"drive_id": "data", "path_on_host": self.path("data.img"),
-                 "is_root_device": false, "is_read_only": false, "cache_type": "Writeback"},
+                 "is_root_device": false, "is_read_only": false, "cache_type": "Writeback",
+                 "io_engine": "Async"},
                 {"drive_id": "rootfs", "path_on_host": self.path("root.ext4"),
                  "is_root_device": true, "is_read_only": true, "io_engine": "Sync",
                  "partuuid": null, "rate_limiter": null, "socket": null}
@@ -80,6 +82,10 @@ fn a_good_configuration_becomes_a_plan_with_the_root_disk_first() {
     let disks: Vec<_> = plan.disks.iter().map(|d| (&*d.id, d.size_bytes, d.read_only)).collect();
     assert_eq!(disks, [("rootfs", 8192, true), ("data", 1024, false)]);
     assert_eq!(plan.disks[1].cache, CacheType::Writeback);
+    assert_eq!(
+        plan.disks.iter().map(|d| d.engine).collect::<Vec<_>>(),
+        [Engine::Sync, Engine::Async]
+    );
     assert_eq!(plan.vsock, Some(VsockPlan { guest_cid: 3, uds_path: "v.sock".into() }));
     assert!(plan.entropy);
     assert_eq!(plan.console, Console::File("console.log".into()));
@@ -231,7 +237,6 @@ fn what_is_not_supported_is_refused_by_name() {
         ("/machine-config/smt", json!(true), "machine-config.smt: not supported"),
         ("/machine-config/cpu_template", json!("V1N1"), "machine-config.cpu_template: not supp"),
         ("/machine-config/huge_pages", json!("2M"), "machine-config.huge_pages: not supported"),
-        ("/drives/0/io_engine", json!("Async"), "drives[0].io_engine: not supported"),
         ("/drives/0/socket", json!("s"), "drives[0].socket: not supported"),
         ("/drives/0/rate_limiter", json!({"ops": bucket}), "drives[0].rate_limiter: not supp"),
         ("/entropy", json!({"rate_limiter": {"ops": bucket}}), "entropy.rate_limiter: not supp"),

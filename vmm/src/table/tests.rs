@@ -15,6 +15,7 @@ fn wanted(disk_count: usize) -> Wanted {
             read_only: false,
             root: index == 0,
             cache: CacheType::Unsafe,
+            engine: block::Engine::Sync,
         }
     };
     Wanted {
@@ -27,7 +28,7 @@ fn wanted(disk_count: usize) -> Wanted {
 
 fn table(wanted: Wanted) -> Table {
     let memory = Arc::new(memory::map(8 << 20).unwrap());
-    Table::build(wanted, &memory, EventFd::new(EFD_NONBLOCK).unwrap()).unwrap()
+    Table::build(wanted, 2, &memory, EventFd::new(EFD_NONBLOCK).unwrap()).unwrap()
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn what_the_device_tree_tells_answers_on_the_bus() {
 fn a_panic_of_the_guest_reaches_the_main_thread() {
     let wake = EventFd::new(EFD_NONBLOCK).unwrap();
     let memory = Arc::new(memory::map(8 << 20).unwrap());
-    let table = Table::build(wanted(0), &memory, wake.try_clone().unwrap()).unwrap();
+    let table = Table::build(wanted(0), 1, &memory, wake.try_clone().unwrap()).unwrap();
     let is_notifier = |entry: &&Entry| matches!(entry.part, Part::PanicNotifier(_));
     let window = table.entries.iter().find(is_notifier).unwrap().window;
     table.bus().write(window.base.0, &[1]);

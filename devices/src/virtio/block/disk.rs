@@ -18,6 +18,14 @@ pub(super) struct Extent {
     pub(super) len: u64,
 }
 
+impl Extent {
+    /// What is left when the first `done` bytes are.
+    pub(super) fn after(self, done: u64) -> Self {
+        let done = done.min(self.len);
+        Self { offset: self.offset.saturating_add(done), len: self.len.saturating_sub(done) }
+    }
+}
+
 /// An open image. Whoever calls has checked every extent against the capacity.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -95,18 +103,32 @@ impl Disk {
         })
     }
 
+    /// One that is as slow as who writes to the other end of `stream`. It has one sector, since
+    /// a stream knows no offset but zero.
+    #[cfg(test)]
+    pub(super) fn slow(stream: std::os::fd::OwnedFd) -> Self {
+        let path = PathBuf::from("stream");
+        Self { file: stream.into(), path, capacity_sectors: 1, regular: false, error_count: 0 }
+    }
+
+    /// The image, for I/O that is not done by a call of ours.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     pub(super) fn capacity_sectors(&self) -> u64 {
         self.capacity_sectors
     }
 
-    /// Fills the first bytes of `segments` with `extent`.
+    /// Fills the bytes of `segments` after the first `skip` with `extent`.
     pub(super) fn read(
         &self,
         memory: &GuestMemory,
         segments: &[Segment],
+        skip: u64,
         extent: Extent,
     ) -> io::Result<()> {
-        transfer(memory, segments, 0, extent, |part, at| part.read_from(&self.file, at))
+        transfer(memory, segments, skip, extent, |part, at| part.read_from(&self.file, at))
     }
 
     /// Writes the bytes of `segments` after the first `skip` to `extent`.
@@ -171,7 +193,7 @@ impl Disk {
 
     /// A file that somebody truncated would grow again by a write past its end, and the guest
     /// would later read zeroes where its data had been.
-    fn check_end(&self, extent: Extent) -> io::Result<()> {
+    pub(super) fn check_end(&self, extent: Extent) -> io::Result<()> {
         let end = extent.offset.saturating_add(extent.len);
         // Before each write, so as cheap as can be: metadata cost a small write 2 % of its time.
         // Where the file stands then is nobody's concern, since all I/O names its offset.

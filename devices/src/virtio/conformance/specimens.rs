@@ -9,11 +9,14 @@ use crate::virtio::test_driver::{Buffer, TestDriver};
 use crate::virtio::{VirtioDevice, block, rng, vsock};
 
 /// A small disk.
-pub(super) struct Block;
+pub(super) struct Block(pub(super) block::Engine);
 
 impl Specimen for Block {
     fn name(&self) -> &'static str {
-        "block"
+        match self.0 {
+            block::Engine::Sync => "block",
+            block::Engine::Async => "block, through io_uring",
+        }
     }
 
     fn device(&self) -> Box<dyn VirtioDevice> {
@@ -24,6 +27,8 @@ impl Specimen for Block {
             path: image.path().into(),
             read_only: false,
             cache: block::Cache::Unsafe,
+            engine: self.0,
+            queue_count: 2,
         };
         let file = File::options().read(true).write(true).open(image.path()).unwrap();
         Box::new(block::Block::with_file(file, &options).unwrap())
@@ -42,14 +47,14 @@ impl Specimen for Block {
         let out = [header(VIRTIO_BLK_T_OUT), Buffer::Read(written.clone()), Buffer::Write(1)];
         let (head, at) = submit(driver, 0, &out);
         driver.kick(0);
-        let used = driver.used(0).expect("a write is answered");
+        let used = driver.answer(0).expect("a write is answered");
         assert_eq!((used.head, used.len), (head.into(), 1));
         assert_eq!(driver.bytes(at[2], 1), [0], "status of the write");
 
         let read = [header(VIRTIO_BLK_T_IN), Buffer::Write(512), Buffer::Write(1)];
         let (head, at) = submit(driver, 0, &read);
         driver.kick(0);
-        let used = driver.used(0).expect("a read is answered");
+        let used = driver.answer(0).expect("a read is answered");
         assert_eq!((used.head, used.len), (head.into(), 513));
         assert_eq!(driver.bytes(at[2], 1), [0], "status of the read");
         assert_eq!(driver.bytes(at[1], 512), written);
