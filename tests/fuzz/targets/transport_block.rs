@@ -1,9 +1,10 @@
-//! A guest against virtio-block, on a disk that somebody else truncates now and then.
+//! A guest against virtio-block with either engine, on a disk that somebody else truncates now
+//! and then.
 #![no_main]
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use rotifer_devices::virtio::block::{Block, Cache, Options};
+use rotifer_devices::virtio::block::{Block, Cache, Engine, Options};
 use rotifer_devices::virtio::test_driver::{Buffer, TestDriver};
 use rotifer_fuzz::guest::{Action, Number, act, assert_recovers};
 
@@ -14,6 +15,8 @@ const EVENTS_MAX: usize = 64;
 struct Input {
     read_only: bool,
     writeback: bool,
+    asynchronous: bool,
+    queue_count: u8,
     events: Vec<Event>,
 }
 
@@ -22,6 +25,7 @@ enum Event {
     Guest(Action),
     /// A request with a header of the right shape.
     Request {
+        queue: u8,
         kind: u8,
         sector: Number,
         data: Vec<u8>,
@@ -40,14 +44,16 @@ fuzz_target!(|input: Input| {
         path: "image".into(),
         read_only: input.read_only,
         cache: if input.writeback { Cache::Writeback } else { Cache::Unsafe },
+        engine: if input.asynchronous { Engine::Async } else { Engine::Sync },
+        queue_count: input.queue_count.into(),
     };
     let block = Block::with_file(image, &options).expect("a block device");
     let mut driver = TestDriver::started(Box::new(block));
     for event in input.events.iter().take(EVENTS_MAX) {
         match event {
             Event::Guest(action) => act(&mut driver, action),
-            Event::Request { kind, sector, data, room } => {
-                request(&mut driver, *kind, sector.get(), data, *room);
+            Event::Request { queue, kind, sector, data, room } => {
+                request(&mut driver, *queue, header(*kind, sector.get()), data, *room);
             }
             Event::Truncate(len) => other.set_len((*len).into()).expect("another length"),
         }
@@ -57,12 +63,15 @@ fuzz_target!(|input: Input| {
     assert_recovers(&mut driver);
 });
 
-fn request(driver: &mut TestDriver, kind: u8, sector: u64, data: &[u8], room: u16) {
+fn header(kind: u8, sector: u64) -> Vec<u8> {
+    [&u32::from(kind % 16).to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn request(driver: &mut TestDriver, queue: u8, header: Vec<u8>, data: &[u8], room: u16) {
     if driver.rings.is_empty() {
         return;
     }
-    let header = [&u32::from(kind % 16).to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()];
-    let mut buffers = vec![Buffer::Read(header.concat())];
+    let mut buffers = vec![Buffer::Read(header)];
     if !data.is_empty() {
         // A sector of data needs no 512 bytes of input.
         let sectors = 1 + usize::from(room % 4);
@@ -72,6 +81,6 @@ fn request(driver: &mut TestDriver, kind: u8, sector: u64, data: &[u8], room: u1
     }
     buffers.push(Buffer::Write(u32::from(room % 9) * 512));
     buffers.push(Buffer::Write(1));
-    driver.submit(0, &buffers);
-    act(driver, &Action::Kick { queue: 0 });
+    driver.submit(usize::from(queue) % driver.rings.len(), &buffers);
+    act(driver, &Action::Kick { queue });
 }
