@@ -94,9 +94,16 @@ impl Vm {
         if needed_bits > host_bits {
             return Err(VmError::AddressSpace { needed_bits, host_bits });
         }
-        let fd = kvm
-            .create_vm_with_ipa_size(needed_bits)
-            .map_err(|source| VmError::Kvm { attempt: "create a virtual machine", source })?;
+        let fd = loop {
+            match kvm.create_vm_with_ipa_size(needed_bits) {
+                // Work that the kernel has for the thread counts as a signal, such as the end of
+                // an io_uring that a drive's configuration tried out.
+                Err(error) if error.errno() == libc::EINTR => {}
+                outcome => break outcome,
+            }
+        };
+        let fd =
+            fd.map_err(|source| VmError::Kvm { attempt: "create a virtual machine", source })?;
         Ok(Self { fd })
     }
 
