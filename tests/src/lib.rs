@@ -10,11 +10,15 @@
 mod artifacts;
 mod console;
 mod pager;
+#[cfg(target_arch = "aarch64")]
+mod tracer;
 mod vm;
 
 pub use artifacts::Artifacts;
 pub use console::Console;
 pub use pager::Pager;
+#[cfg(target_arch = "aarch64")]
+pub use tracer::{Met, Trouble, trace};
 pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk};
 
 use std::time::Duration;

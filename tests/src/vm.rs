@@ -390,6 +390,26 @@ impl Vm {
         api_request(&self.directory.path().join("api.sock"), method, path, body)
     }
 
+    /// As [`Self::api`]; none if the VMM hangs up without an answer.
+    ///
+    /// # Panics
+    /// If nobody listens.
+    pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
+        let mut stream = send_request(&self.directory.path().join("api.sock"), method, path, body);
+        try_read_response(&mut stream)
+    }
+
+    /// Waits until a signal has ended the VMM.
+    ///
+    /// # Panics
+    /// If it ends otherwise, or the deadline passes.
+    pub fn await_death(&mut self) {
+        let is_over = first_readable([self.pid_fd.as_raw_fd()]).is_some();
+        assert!(is_over, "the VMM did not end in time\n{}", self.report());
+        let status = self.child.wait().expect("wait for a child");
+        assert_eq!(status.code(), None, "the VMM ended by itself: {status}\n{}", self.report());
+    }
+
     /// Pauses the machine and writes a snapshot of it to `snapshot`, its memory into that file's
     /// directory. The machine stays paused.
     ///
@@ -446,6 +466,11 @@ fn first_readable<const N: usize>(fds: [RawFd; N]) -> Option<usize> {
 /// # Panics
 /// If nobody answers.
 pub fn api_request(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
+    let mut stream = send_request(socket, method, path, body);
+    try_read_response(&mut stream).expect("the VMM hung up in the middle of an answer")
+}
+
+fn send_request(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> UnixStream {
     let mut stream = UnixStream::connect(socket).expect("connect to the API socket");
     stream.set_read_timeout(Some(DEADLINE)).expect("set a deadline");
     let body = body.map_or(String::new(), Value::to_string);
@@ -455,10 +480,11 @@ pub fn api_request(socket: &Path, method: &str, path: &str, body: Option<&Value>
         body.len()
     );
     stream.write_all(request.as_bytes()).expect("send a request");
-    read_response(&mut stream)
+    stream
 }
 
-fn read_response(stream: &mut UnixStream) -> (u16, String) {
+/// Status and body; none if the other side hangs up before.
+fn try_read_response(stream: &mut UnixStream) -> Option<(u16, String)> {
     let mut response = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -472,11 +498,16 @@ fn read_response(stream: &mut UnixStream) -> (u16, String) {
                 .and_then(|(_, value)| value.trim().parse().ok())
                 .unwrap_or(0_usize);
             if body.len() >= length {
-                return (status.expect("a status line"), body.to_owned());
+                return Some((status.expect("a status line"), body.to_owned()));
             }
         }
-        let count = stream.read(&mut buffer).expect("read the answer");
-        assert_ne!(count, 0, "the VMM hung up in the middle of an answer: {response:?}");
+        let count = match stream.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
+            count => count.expect("read the answer"),
+        };
+        if count == 0 {
+            return None;
+        }
         response.extend_from_slice(&buffer[..count]);
     }
 }
