@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::{Operation, Touch};
-use crate::probe::mapping::{Figures, with_each};
+use crate::probe::mapping::{ALL, Figures, with_each};
 use crate::probe::{MIB_PAGES, Options, Probe, Shape, Snapshot};
 use crate::process::{Footprint, mib};
 use crate::record::Recorder;
@@ -27,14 +27,16 @@ const WRITTEN_PAGES: usize = MIB_PAGES;
 pub fn run(setup: &Setup) -> Result<Recorder> {
     let mut snapshots = Vec::new();
     for subject in setup.subjects() {
-        snapshots.push((subject.side, Snapshot::of(setup, &subject.program, SHAPE)?));
+        let snapshot = Snapshot::of(setup, &subject.program, SHAPE)?;
+        snapshot.record(setup, subject, work).context("cannot record what clones need")?;
+        snapshots.push((subject.side, snapshot));
     }
     let many = if setup.quick || setup.emulated { None } else { Some(100) };
     let counts: Vec<usize> = [1, 10].into_iter().chain(many).collect();
     setup.rounds(ROUNDS, |subject, recorder| {
         for (_, snapshot) in snapshots.iter().filter(|(side, _)| *side == subject.side) {
             for count in &counts {
-                with_each(setup, subject, "clone", recorder, |options| {
+                with_each(setup, subject, ALL, ("clone", recorder), |options| {
                     let mut figures = Figures::default();
                     clones(setup, subject, snapshot, options, *count, &mut figures)
                         .with_context(|| format!("{count} at once"))?;
@@ -79,14 +81,19 @@ fn clones(
     let pager = options.pager;
     memory(&probes, pager, &format!("-{count}/answered"), figures)?;
     for probe in &probes {
-        let mut client = probe.connect()?;
-        let read = Touch { pages: 0..READ_PAGES, count: READ_PAGES, ..Touch::nothing() };
-        client.ask(&read)?;
-        let pages = READ_PAGES..READ_PAGES + WRITTEN_PAGES;
-        let operation = Operation::Write;
-        client.ask(&Touch { pages, count: WRITTEN_PAGES, operation, ..Touch::nothing() })?;
+        work(probe)?;
     }
     memory(&probes, pager, &format!("-{count}/16mib-read-1mib-written"), figures)
+}
+
+/// What a clone does.
+fn work(probe: &Probe) -> Result<()> {
+    let mut client = probe.connect()?;
+    client.ask(&Touch { pages: 0..READ_PAGES, count: READ_PAGES, ..Touch::nothing() })?;
+    let pages = READ_PAGES..READ_PAGES + WRITTEN_PAGES;
+    let operation = Operation::Write;
+    client.ask(&Touch { pages, count: WRITTEN_PAGES, operation, ..Touch::nothing() })?;
+    Ok(())
 }
 
 /// What the processes have; a page that several map counts for each in part.

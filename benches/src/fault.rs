@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::{Operation, Order, Touch, as_f64};
-use crate::probe::mapping::{Figures, with_each};
+use crate::probe::mapping::{Figures, Wanted, with_each};
 use crate::probe::{MIB_PAGES, Options, Shape, Snapshot};
 use crate::record::Recorder;
 
@@ -26,7 +26,9 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
     let snapshots = snapshots.collect::<Result<Vec<_>>>()?;
     setup.rounds(ROUNDS, |subject, recorder| {
         for (_, snapshot) in snapshots.iter().filter(|(side, _)| *side == subject.side) {
-            with_each(setup, subject, "fault", recorder, |options| {
+            // Nobody could have known what is touched.
+            let wanted = Wanted { working_sets: false, firsts: true };
+            with_each(setup, subject, wanted, ("fault", recorder), |options| {
                 touch(setup, subject, snapshot, options)
             })?;
         }

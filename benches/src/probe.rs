@@ -20,8 +20,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::api::{Api, SocketWatch};
-use crate::bench::Setup;
+use crate::bench::{Setup, Subject};
 use crate::guest::{PAGE_BYTES, ProbeLoad};
+use crate::record::Side;
 use crate::vm::{DEADLINE, LOG, Machine, Process};
 use client::Client;
 use console::Console;
@@ -30,6 +31,8 @@ use console::Console;
 const VSOCK: &str = "v.sock";
 const STATE: &str = "vm.snap";
 const MEMORY: &str = "vm.mem";
+/// The state once more, with what was touched after a restore.
+const RECORDED: &str = "vm-ws.snap";
 
 /// What kind of guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +77,8 @@ pub struct Options {
     pub load: Value,
     /// The process that has memory for all machines, if there is one.
     pub pager: Option<u32>,
+    /// Whether the snapshot is told to say what will be needed; it must have been recorded.
+    pub with_working_set: bool,
     /// Whether it serves a machine of this snapshot for the first time.
     pub is_first: bool,
 }
@@ -210,6 +215,30 @@ impl Snapshot {
         Ok(probe.create(setup, Kind::Full)?.0)
     }
 
+    /// Restores it, has `work` use the machine, and remembers what memory that takes. Only our
+    /// VMM knows how to; of a peer nothing is recorded.
+    ///
+    /// # Errors
+    /// The VMM refuses, or those of `work`.
+    pub fn record(
+        &self,
+        setup: &Setup,
+        subject: &Subject,
+        work: impl FnOnce(&Probe) -> Result<()>,
+    ) -> Result<()> {
+        if subject.side == Side::Peer {
+            return Ok(());
+        }
+        let mut load = mapping::vsock_override(&subject.program)?;
+        load["record_working_set"] = true.into();
+        let options = Options { load, ..Options::default() };
+        let (mut probe, _) = self.start_restore(setup, &subject.program, &options)?.load()?;
+        work(&probe)?;
+        probe.pause()?;
+        let body = json!({ "snapshot_path": self.path(RECORDED) });
+        probe.request("PUT", "/snapshot/working-set", &body).map(drop)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -253,7 +282,7 @@ impl Snapshot {
     ) -> Result<Restoring> {
         let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
         let mut load = json!({
-            "snapshot_path": self.path(STATE),
+            "snapshot_path": self.path(if options.with_working_set { RECORDED } else { STATE }),
             "mem_backend": { "backend_type": "File", "backend_path": self.path(MEMORY) },
             "track_dirty_pages": true,
             "resume_vm": true,

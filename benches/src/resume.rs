@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 
 use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::{Operation, Touch, milliseconds};
-use crate::probe::mapping::{Figures, with_each};
-use crate::probe::{MIB_PAGES, Moments, Options, Shape, Snapshot};
+use crate::probe::client::Client;
+use crate::probe::mapping::{ALL, Figures, with_each};
+use crate::probe::{MIB_PAGES, Moments, Options, Probe, Shape, Snapshot};
 use crate::process::available_kib;
 use crate::record::{Recorder, Side};
 
@@ -50,6 +51,8 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
             }
             let snapshot = Snapshot::of(setup, &subject.program, shape)
                 .with_context(|| format!("cannot make a snapshot of {memory_mib} MiB"))?;
+            let touch = |probe: &Probe| touch(&mut probe.connect()?).map(drop);
+            snapshot.record(setup, subject, touch).context("cannot record what is needed")?;
             cases.push(Case { subject, shape, snapshot });
         }
     }
@@ -64,7 +67,7 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
             case.round(setup, recorder).with_context(what)?;
         }
         for (_, snapshot) in web_apps.iter().filter(|(side, _)| *side == subject.side) {
-            with_each(setup, subject, "resume", recorder, |options| {
+            with_each(setup, subject, ALL, ("resume", recorder), |options| {
                 web_app::restore(setup, subject, snapshot, options)
             })
             .context("a guest with a web app")?;
@@ -85,7 +88,7 @@ fn has_room(subject: &Subject, shape: Shape) -> Result<bool> {
 
 impl Case<'_> {
     fn round(&self, setup: &Setup, recorder: &mut Recorder) -> Result<()> {
-        with_each(setup, self.subject, "resume", recorder, |options| {
+        with_each(setup, self.subject, ALL, ("resume", recorder), |options| {
             let mut figures = Figures::default();
             self.restore(setup, options, &mut figures)?;
             // It would not be the first one.
@@ -110,12 +113,8 @@ impl Case<'_> {
         ] {
             self.add(figures, what, moment.as_secs_f64() * 1e3);
         }
-        for (what, pages, operation) in [
-            ("guest-reads-16mib", 0..TOUCHED_PAGES, Operation::Read),
-            ("guest-writes-16mib", TOUCHED_PAGES..2 * TOUCHED_PAGES, Operation::Write),
-        ] {
-            let touch = Touch { pages, operation, count: TOUCHED_PAGES, ..Touch::nothing() };
-            self.add(figures, what, milliseconds(client.ask(&touch)?.elapsed_ns));
+        for (what, sample_ms) in touch(&mut client)? {
+            self.add(figures, what, sample_ms);
         }
         Ok(())
     }
@@ -134,4 +133,15 @@ impl Case<'_> {
     fn add(&self, figures: &mut Figures, what: &str, sample_ms: f64) {
         figures.add(format!("-{}mib/{what}", self.shape.memory_mib), "ms", sample_ms);
     }
+}
+
+/// What the guest does after its first answer.
+fn touch(client: &mut Client) -> Result<[(&'static str, f64); 2]> {
+    let mut ask = |pages, operation| -> Result<f64> {
+        let touch = Touch { pages, operation, count: TOUCHED_PAGES, ..Touch::nothing() };
+        Ok(milliseconds(client.ask(&touch)?.elapsed_ns))
+    };
+    let read = ask(0..TOUCHED_PAGES, Operation::Read)?;
+    let write = ask(TOUCHED_PAGES..2 * TOUCHED_PAGES, Operation::Write)?;
+    Ok([("guest-reads-16mib", read), ("guest-writes-16mib", write)])
 }

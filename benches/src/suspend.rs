@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::{Operation, Touch};
-use crate::probe::mapping::{Figures, with_each};
+use crate::probe::mapping::{Figures, Wanted, with_each};
 use crate::probe::{Kind, MIB_PAGES, Options, Probe, Shape, Snapshot};
 use crate::process::mib;
 use crate::record::Recorder;
@@ -27,12 +27,10 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
         let mut figures = Figures::default();
         let full = full(setup, subject, &mut figures).context("of all memory")?;
         figures.record(recorder, subject.side, "suspend");
-        with_each(setup, subject, "suspend", recorder, |options| {
+        // How it was restored only matters as far as it has another mapping.
+        let wanted = Wanted { working_sets: false, firsts: false };
+        with_each(setup, subject, wanted, ("suspend", recorder), |options| {
             let mut figures = Figures::default();
-            if options.is_first {
-                // Only its restore would be another one.
-                return Ok(figures);
-            }
             for changed_mib in CHANGED_MIB {
                 let what = || format!("after {changed_mib} MiB have changed");
                 changed(setup, subject, &full, options, changed_mib, &mut figures)

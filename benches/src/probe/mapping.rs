@@ -23,6 +23,8 @@ const PAGER_LISTENS: &str = "the pager listens";
 struct Mapping {
     /// Whether memory comes through a pager that all machines of the host share.
     is_shared: bool,
+    /// Whether the snapshot tells what will be needed.
+    has_working_set: bool,
     /// It is measured so often, one after the other with the same pager. What stands behind the
     /// benchmark's name; nothing for what a user gets who says nothing.
     runs: &'static [Run],
@@ -36,16 +38,46 @@ struct Run {
 
 /// Those of our VMM, a line each. The peer has one, Firecracker's backend `File`, which is set
 /// beside each of them.
-const MAPPINGS: [Mapping; 2] = [
-    Mapping { is_shared: false, runs: &[Run { suffix: "", is_first: false }] },
-    Mapping {
-        is_shared: true,
-        runs: &[
-            Run { suffix: "-shared-first", is_first: true },
-            Run { suffix: "-shared", is_first: false },
-        ],
-    },
+const MAPPINGS: [Mapping; 4] = [
+    alone(false, &[warm("")]),
+    alone(true, &[warm("-ws")]),
+    shared(false, &[first("-shared-first"), warm("-shared")]),
+    shared(true, &[first("-shared-ws-first"), warm("-shared-ws")]),
 ];
+
+const fn alone(has_working_set: bool, runs: &'static [Run]) -> Mapping {
+    Mapping { is_shared: false, has_working_set, runs }
+}
+
+const fn shared(has_working_set: bool, runs: &'static [Run]) -> Mapping {
+    Mapping { is_shared: true, has_working_set, runs }
+}
+
+const fn first(suffix: &'static str) -> Run {
+    Run { suffix, is_first: true }
+}
+
+const fn warm(suffix: &'static str) -> Run {
+    Run { suffix, is_first: false }
+}
+
+/// Which of them a benchmark has a use for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Those with a working set, which the snapshot must have.
+    pub working_sets: bool,
+    /// Those on a pager that has just been started.
+    pub firsts: bool,
+}
+
+/// Everything.
+pub const ALL: Wanted = Wanted { working_sets: true, firsts: true };
+
+impl Wanted {
+    fn has(self, mapping: &Mapping, run: &Run) -> bool {
+        (self.working_sets || !mapping.has_working_set) && (self.firsts || !run.is_first)
+    }
+}
 
 /// Samples of one run, by what stands behind the benchmark's name.
 #[derive(Debug, Default)]
@@ -95,7 +127,10 @@ impl Pager {
 
 /// Firecracker keeps the socket's path as it was given, relative to where it runs; ours does not,
 /// and neither does an older one of ours that is the peer.
-fn vsock_override(program: &Path) -> Result<Value> {
+///
+/// # Errors
+/// The program does not run.
+pub fn vsock_override(program: &Path) -> Result<Value> {
     let version = Command::new(program).arg("--version").output();
     let version = version.with_context(|| format!("cannot run {}", program.display()))?;
     Ok(match version.stdout.starts_with(OURS) {
@@ -104,40 +139,42 @@ fn vsock_override(program: &Path) -> Result<Value> {
     })
 }
 
-fn options(subject: &Subject, pager: Option<&Pager>, is_first: bool) -> Result<Options> {
-    let mut load = vsock_override(&subject.program)?;
-    if let Some(pager) = pager {
-        load["mem_backend"] =
-            json!({ "backend_type": "Uffd", "backend_path": pager.watch.socket() });
-    }
-    let pager = pager.map(|pager| pager.process.id());
-    Ok(Options { load, pager, is_first, ..Options::default() })
-}
-
-/// Runs `measure` with each way that the VMM has, and records under `name`.
+/// Runs `measure` with each way that the VMM has and is wanted, and records under `name`.
 ///
 /// # Errors
 /// Those of `measure`.
 pub fn with_each(
     setup: &Setup,
     subject: &Subject,
-    name: &str,
-    recorder: &mut Recorder,
+    wanted: Wanted,
+    (name, recorder): (&str, &mut Recorder),
     mut measure: impl FnMut(&Options) -> Result<Figures>,
 ) -> Result<()> {
+    let load = vsock_override(&subject.program)?;
+    let options = Options { load, ..Options::default() };
     if subject.side == Side::Peer {
-        let figures = measure(&options(subject, None, false)?)?;
-        for run in MAPPINGS.iter().flat_map(|mapping| mapping.runs) {
-            figures.record(recorder, Side::Peer, &format!("{name}{}", run.suffix));
+        let figures = measure(&options)?;
+        for mapping in &MAPPINGS {
+            for run in mapping.runs.iter().filter(|run| wanted.has(mapping, run)) {
+                figures.record(recorder, Side::Peer, &format!("{name}{}", run.suffix));
+            }
         }
         return Ok(());
     }
     for mapping in &MAPPINGS {
+        let mut options = options.clone();
+        options.with_working_set = mapping.has_working_set;
         let pager = mapping.is_shared.then(|| Pager::start(setup, subject)).transpose()?;
-        for Run { suffix, is_first } in mapping.runs {
-            let name = format!("{name}{suffix}");
-            let measured = measure(&options(subject, pager.as_ref(), *is_first)?);
-            measured.with_context(|| name.clone())?.record(recorder, Side::Own, &name);
+        if let Some(pager) = &pager {
+            let backend = json!({ "backend_type": "Uffd", "backend_path": pager.watch.socket() });
+            options.load["mem_backend"] = backend;
+            options.pager = Some(pager.process.id());
+        }
+        for run in mapping.runs.iter().filter(|run| wanted.has(mapping, run)) {
+            options.is_first = run.is_first;
+            let name = format!("{name}{}", run.suffix);
+            let figures = measure(&options).with_context(|| name.clone())?;
+            figures.record(recorder, Side::Own, &name);
         }
     }
     Ok(())

@@ -13,7 +13,13 @@ use crate::probe::{Kind, Options, Probe, Snapshot};
 pub fn snapshot(setup: &Setup, subject: &Subject) -> Result<Snapshot> {
     let mut probe = Probe::boot_web_app(setup, &subject.program)?;
     probe.pause()?;
-    Ok(probe.create(setup, Kind::Full)?.0)
+    let snapshot = probe.create(setup, Kind::Full)?.0;
+    drop(probe);
+    snapshot.record(setup, subject, |probe| {
+        probe.wait_for_agent()?;
+        probe.visit().map(drop)
+    })?;
+    Ok(snapshot)
 }
 
 /// Restores it: the agent is asked first, then the app.
