@@ -147,13 +147,13 @@ impl Pager {
             Mapping::Shared(image) => map(&local, &memory, &lazy, image.view(), &[])?,
             Mapping::Service(image) => map(&local, &memory, &lazy, image.view(), &written)?,
         };
-        let ready = mark_others(space, &pieces, &status.residency);
+        mark_others(space, &pieces, &status.residency);
         let (common, registered) = (Arc::clone(&status), pieces.clone());
         let plan = |list| Plan::new(list, reach, chunk_count(space.bytes()));
         let work: Box<dyn FnOnce() -> Held + Send> = match mapping {
             Mapping::Copy => {
                 let plan = plan(working_set);
-                let policy = Copying::new(memory, registered, source, &ready, plan, common);
+                let policy = Copying::new(memory, registered, source, plan, common);
                 let server = Server { policy: Box::new(policy), status: Arc::clone(&status) };
                 Box::new(move || held(serve(server, on_failure)))
             }
@@ -292,11 +292,8 @@ fn map(
         return Err(StartError::Length { ram_bytes, image_bytes });
     }
     let written: BTreeSet<_> = written.iter().copied().collect();
-    let is_missing = |block| {
-        let is_lazy = !image.is_resident(block) || written.contains(&block);
-        is_lazy && pieces::contain(mapped, block)
-    };
-    let pieces = pieces::exactly(space, is_missing);
+    let is_missing = |block| !image.is_resident(block) || written.contains(&block);
+    let pieces = pieces::within(space, mapped, is_missing);
     clear(local)?;
     for piece in mapped {
         local.map(*piece, image).map_err(|source| refused(local, SHARE, *piece, source))?;
@@ -326,10 +323,7 @@ fn clear(local: &LocalMemory) -> Result<(), StartError> {
     Ok(())
 }
 
-/// What is in no piece needs no pager: it is as good as loaded. Returns those blocks.
-fn mark_others(space: &Space, pieces: &[Piece], residency: &Residency) -> Vec<BlockIndex> {
-    let blocks = (0..space.block_count()).map(BlockIndex);
-    let others: Vec<_> = blocks.filter(|block| !pieces::contain(pieces, *block)).collect();
-    others.iter().for_each(|block| residency.set_block_loaded(*block));
-    others
+/// What is in no piece needs no pager: it is as good as loaded.
+fn mark_others(space: &Space, pieces: &[Piece], residency: &Residency) {
+    pieces::others(space, pieces).for_each(|block| residency.set_block_loaded(block));
 }

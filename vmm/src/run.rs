@@ -294,8 +294,10 @@ impl MachineControl for Keeper {
 
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), ControlError> {
         let on_terminal = hardware.devices.console == Console::Stdio;
+        tracing::debug!("timeline: a snapshot is wanted");
         let origin = Origin::open(&load.snapshot_path, load.memory_path.as_deref(), &load.host)
             .map_err(SnapshotError::from)?;
+        tracing::debug!("timeline: the snapshot is open");
         let mut pager = None;
         let fill = |memory: &Arc<GuestMemory>| -> Result<(), SnapshotError> {
             pager = Some(snapshots::attach(memory, &origin, load, end_for_want_of_memory)?);

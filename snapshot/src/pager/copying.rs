@@ -5,13 +5,14 @@ use std::sync::Arc;
 use super::{
     content::{DataMap, Stage, chunk_count, piece},
     error::PagerError,
+    pieces,
     plan::{ChunkRun, Next, Plan},
     server::{Policy, Status, Step},
     space::Piece,
     userfault::{Filled, LazyMemory},
 };
 use crate::{
-    layout::{BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
+    layout::{CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
     source::{PageSource, SourceError},
 };
 
@@ -34,18 +35,16 @@ pub(super) struct Copying {
 }
 
 impl Copying {
-    /// `pieces` is what is registered, and `ready` the blocks outside of it, of which nothing is to be
-    /// loaded.
+    /// `pieces` is what is registered.
     pub fn new(
         memory: LazyMemory,
         pieces: Vec<Piece>,
         source: Box<dyn PageSource>,
-        ready: &[BlockIndex],
         plan: Plan,
         status: Arc<Status>,
     ) -> Self {
         let mut data = DataMap::new(memory.space().block_count());
-        ready.iter().for_each(|block| data.learn(*block, 0));
+        pieces::others(memory.space(), &pieces).for_each(|block| data.learn(block, 0));
         let (ahead, fault) = (Stage::new(), Stage::new());
         Self { memory, pieces, source, data, plan, ahead, fault, status }
     }

@@ -1,5 +1,7 @@
 //! Which parts of memory need the pager at all.
 
+use std::ops::Range;
+
 use super::space::{Piece, Space};
 use crate::layout::{BLOCK_BYTES, BlockIndex};
 
@@ -22,22 +24,42 @@ pub(super) fn with_data(space: &Space, has_data: impl Fn(BlockIndex) -> bool) ->
     }
 }
 
-/// Exactly the blocks that are wanted, in as few pieces as that takes.
-pub(super) fn exactly(space: &Space, is_wanted: impl Fn(BlockIndex) -> bool) -> Vec<Piece> {
-    with_gaps(space, &is_wanted, 0)
+/// Exactly those blocks of the pieces that are wanted, in as few pieces as that takes.
+pub(super) fn within(
+    space: &Space,
+    pieces: &[Piece],
+    is_wanted: impl Fn(BlockIndex) -> bool,
+) -> Vec<Piece> {
+    join_all(
+        space,
+        pieces.iter().flat_map(blocks).map(BlockIndex).filter(|block| is_wanted(*block)),
+        0,
+    )
 }
 
-/// Whether a block is in one of these pieces.
-pub(super) fn contain(pieces: &[Piece], block: BlockIndex) -> bool {
-    let behind = pieces.partition_point(|piece| piece.end_bytes() <= block.offset_bytes());
-    pieces.get(behind).is_some_and(|piece| piece.offset_bytes <= block.offset_bytes())
+/// The blocks that are in none of these pieces, which are sorted.
+pub(super) fn others(space: &Space, pieces: &[Piece]) -> impl Iterator<Item = BlockIndex> {
+    let ends = pieces.iter().map(|piece| blocks(piece).end);
+    let begins = pieces.iter().map(|piece| blocks(piece).start);
+    let gaps = std::iter::once(0).chain(ends).zip(begins.chain([space.block_count()]));
+    gaps.flat_map(|(begin, end)| (begin..end).map(BlockIndex))
 }
 
 /// As above, with runs of up to so many blocks of zeroes taken along.
 fn with_gaps(space: &Space, has_data: &impl Fn(BlockIndex) -> bool, gap_blocks: u32) -> Vec<Piece> {
+    let blocks = (0..space.block_count()).map(BlockIndex).filter(|block| has_data(*block));
+    join_all(space, blocks, gap_blocks)
+}
+
+/// Sorted blocks in as few pieces as that takes, if gaps of so many blocks are taken along.
+fn join_all(
+    space: &Space,
+    blocks: impl Iterator<Item = BlockIndex>,
+    gap_blocks: u32,
+) -> Vec<Piece> {
     let gap_bytes = u64::from(gap_blocks).saturating_mul(BLOCK_BYTES as u64);
     let mut pieces: Vec<Piece> = Vec::new();
-    for block in (0..space.block_count()).map(BlockIndex).filter(|block| has_data(*block)) {
+    for block in blocks {
         let piece = space.in_one_region(Piece::of_block(block));
         let joined = pieces.last().and_then(|last| join(space, *last, piece, gap_bytes));
         match (joined, pieces.last_mut()) {
@@ -46,6 +68,13 @@ fn with_gaps(space: &Space, has_data: &impl Fn(BlockIndex) -> bool, gap_blocks: 
         }
     }
     pieces
+}
+
+/// The blocks in which a piece lies.
+fn blocks(piece: &Piece) -> Range<u32> {
+    let of = |bytes: u64| u32::try_from(bytes.div_ceil(BLOCK_BYTES as u64)).unwrap_or(u32::MAX);
+    let begin = piece.offset_bytes.checked_div(BLOCK_BYTES as u64).unwrap_or(0);
+    of(begin.saturating_mul(BLOCK_BYTES as u64))..of(piece.end_bytes())
 }
 
 /// Both pieces as one, if they are of one region and no further apart than allowed.
