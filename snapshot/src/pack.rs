@@ -87,6 +87,12 @@ pub enum PackError {
         #[source]
         source: io::Error,
     },
+    /// It is no part of a snapshot yet, or no more.
+    #[error("the pack {label} is being written, or removed")]
+    Busy {
+        /// The pack.
+        label: String,
+    },
     /// It is something else, or its header was changed.
     #[error("{label} is no pack: {reason}")]
     Header {

@@ -6,7 +6,7 @@ pub mod faulty;
 #[cfg(any(test, feature = "test-storage"))]
 pub mod in_memory;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -53,14 +53,19 @@ pub trait StorageFile: Send {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// The file system of the host. Files are readable for their owner only: memory holds secrets.
+/// The file system of the host. Files are readable for their owner only: memory holds secrets. They
+/// are locked until they are closed, so that nobody prunes them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostStorage;
 
 impl Storage for HostStorage {
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Box::new(file))
+        match file.try_lock() {
+            // Some network file systems have no locks. Nobody prunes there: that needs one.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Box::new(file)),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -28,6 +28,7 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
        rotifer-vmm [--api-sock PATH] [options]
        rotifer-vmm snapshot inspect|verify SNAPSHOT [--json]
        rotifer-vmm snapshot diff EARLIER LATER [--json]
+       rotifer-vmm snapshot prune DIRECTORY... [--json]
        rotifer-vmm pager --socket PATH [--keep-mib MIB]
 
   --config-file FILE  start the machine that this JSON file describes
@@ -50,7 +51,8 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
   --help              print this
 
 `snapshot` shows what is in a snapshot, reads and verifies all of it, or shows in what the later of
-two differs; its exit status is 1 if one is damaged, or two differ.
+two differs; its exit status is 1 if one is damaged, or two differ. `prune` removes the packs in some
+directories that no snapshot in any of them needs and nobody uses.
 
 `pager` keeps the memory that machines of one snapshot share, and serves their page faults, until a
 signal ends it. Of images that no machine uses it keeps 1024 MiB, or what --keep-mib says.
@@ -113,7 +115,10 @@ pub enum Error {
     NoSnapshot { option: &'static str },
     #[error("`pager` needs --socket, and knows besides it --keep-mib and a number")]
     Pager,
-    #[error("after `snapshot` come `inspect` or `verify` and a snapshot, or `diff` and two")]
+    #[error(
+        "after `snapshot` come `inspect` or `verify` and a snapshot, `diff` and two, or `prune` and \
+         directories"
+    )]
     Tool,
     #[error("--{option} is given twice")]
     Twice { option: &'static str },
@@ -248,6 +253,9 @@ fn tool(mut parser: Parser) -> Result<Tool, Error> {
     let task = match (words.first().and_then(|word| word.to_str()), words.get(1..)) {
         (Some("inspect"), Some([path])) => Task::Inspect(path.into()),
         (Some("verify"), Some([path])) => Task::Verify(path.into()),
+        (Some("prune"), Some(directories @ [_, ..])) => {
+            Task::Prune(directories.iter().map(Into::into).collect())
+        }
         (Some("diff"), Some([before, after])) => Task::Diff(before.into(), after.into()),
         _ => return Err(Error::Tool),
     };

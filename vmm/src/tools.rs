@@ -1,9 +1,10 @@
-//! `rotifer-vmm snapshot ...`: what is in a snapshot, whether it is intact, and what two differ in.
+//! `rotifer-vmm snapshot ...`: what is in a snapshot, whether it is intact, what two differ in, and
+//! which packs nobody needs any more.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use rotifer_snapshot::{Inspection, Snapshot, SourceError, diff, verify};
+use rotifer_snapshot::{Inspection, PruneError, Snapshot, SourceError, diff, prune, verify};
 use serde::Serialize;
 
 use crate::config::report;
@@ -28,6 +29,8 @@ pub enum Task {
     Verify(PathBuf),
     /// Compare the earlier one with the later one.
     Diff(PathBuf, PathBuf),
+    /// Remove packs of these directories that no snapshot in them needs.
+    Prune(Vec<PathBuf>),
 }
 
 /// Why there is no answer.
@@ -38,6 +41,7 @@ pub enum ToolError {
     HostFile(#[from] HostFileError),
     Open(#[from] OriginError),
     Read(#[from] SourceError),
+    Prune(#[from] PruneError),
     #[error("write the answer")]
     Output(#[from] io::Error),
 }
@@ -63,7 +67,7 @@ impl Tool {
                 eprintln!("rotifer-vmm: {}", report(&error));
                 match error {
                     ToolError::HostFile(_) | ToolError::Open(_) => WRONG_USAGE,
-                    ToolError::Read(_) | ToolError::Output(_) => FAILURE,
+                    ToolError::Read(_) | ToolError::Prune(_) | ToolError::Output(_) => FAILURE,
                 }
             }
         }
@@ -76,6 +80,7 @@ impl Tool {
                 self.print(&inspection, &inspection)?;
                 Ok(0)
             }
+            Task::Prune(directories) => self.prune(directories),
             Task::Verify(path) => self.verify(&open(path)?),
             Task::Diff(before, after) => {
                 let difference = diff(&open(before)?, &open(after)?)?;
@@ -83,6 +88,17 @@ impl Tool {
                 Ok(if difference.is_empty() { 0 } else { FAILURE })
             }
         }
+    }
+
+    fn prune(&self, directories: &[PathBuf]) -> Result<u8, ToolError> {
+        let pruned = prune(directories)?;
+        let count = pruned.removed.len();
+        let mut text = format!("{count} packs removed, {} bytes", pruned.removed_bytes);
+        for path in &pruned.in_use {
+            text.push_str(&format!("\n  in use: {}", path.display()));
+        }
+        self.print(&pruned, &text)?;
+        Ok(0)
     }
 
     fn verify(&self, snapshot: &Snapshot) -> Result<u8, ToolError> {

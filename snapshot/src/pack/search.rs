@@ -1,7 +1,7 @@
 //! Finding the packs of a snapshot: a snapshot names them, and only the host knows where they are.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,7 +86,11 @@ fn open(path: &Path) -> Result<Pack, PackError> {
         if metadata.is_file() { File::open(path).map(Some) } else { Ok(None) }
     });
     match opened {
-        Ok(Some(file)) => Pack::open(&label, Arc::new(file)),
+        // It stays locked as long as it is open, so that nobody prunes it.
+        Ok(Some(file)) => match file.try_lock_shared() {
+            Ok(()) | Err(TryLockError::Error(_)) => Pack::open(&label, Arc::new(file)),
+            Err(TryLockError::WouldBlock) => Err(PackError::Busy { label }),
+        },
         Ok(None) => Err(PackError::Header { label, reason: "it is no regular file" }),
         Err(source) => Err(PackError::Read { label, source }),
     }

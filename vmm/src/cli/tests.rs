@@ -65,7 +65,10 @@ fn questions_about_snapshots_name_one_or_two() {
     assert_eq!(tool, Tool { task: Task::Inspect("a".into()), json: true });
     assert_eq!(asked("snapshot verify a").task, Task::Verify("a".into()));
     assert_eq!(asked("snapshot diff a b").task, Task::Diff("a".into(), "b".into()));
-    for wrong in ["snapshot", "snapshot diff a", "snapshot verify a b", "snapshot eat a"] {
+    assert_eq!(asked("snapshot prune a b").task, Task::Prune(vec!["a".into(), "b".into()]));
+    for wrong in
+        ["snapshot", "snapshot prune", "snapshot diff a", "snapshot verify a b", "snapshot eat a"]
+    {
         assert!(matches!(parse(wrong), Err(Error::Tool)), "{wrong}");
     }
     assert!(parse("--no-api snapshot inspect a").is_err());

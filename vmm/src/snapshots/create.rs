@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rotifer_devices::GuestMemory;
-use rotifer_snapshot::layout::{BLOCK_BYTES, BlockIndex, PAGE_BYTES, block_count};
+use rotifer_snapshot::layout::{BLOCK_BYTES, BlockIndex, LAYERS_MAX, PAGE_BYTES, block_count};
 use rotifer_snapshot::{
     Architecture, CpuFeature, CpuRule, Description, HostStorage, Image, ImageKind, MachineSection,
     MemoryRegion, Name, Options, PageSet, PageSource, Snapshot, Writer,
@@ -40,15 +40,18 @@ pub fn create(
         SnapshotKind::Full => None,
         SnapshotKind::Diff => Some(&origin.ok_or(SnapshotError::NoParent)?.snapshot),
     };
+    // No snapshot consists of more packs. One that has everything differs from the parent in all that
+    // has changed, too.
+    let parent = parent.filter(|parent| parent.manifest().layers.iter().count() < LAYERS_MAX);
     let name = Name::new(RAM)?;
     let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let image = Image { kind: ImageKind::Memory, name: name.clone(), bytes };
     let options = Options::new().map_err(SnapshotError::Resident)?;
     let pack_path = pack_path(&request.mem_file_path, options.pack);
     let mut writer = Writer::create(storage.clone(), &pack_path, options, vec![image], parent)?;
-    let only_in_image = match request.snapshot_type {
-        SnapshotKind::Full => origin.map(|origin| &origin.snapshot),
-        SnapshotKind::Diff => None,
+    let only_in_image = match parent {
+        None => origin.map(|origin| &origin.snapshot),
+        Some(_) => None,
     };
     let ram = Ram { memory, bytes };
     ram.write(&mut writer, &name, only_in_image)?;
