@@ -15,6 +15,7 @@ use super::{Pack, PackError, ReadAt};
 pub struct PackSearch {
     open: Vec<(String, Arc<dyn ReadAt>)>,
     files: Vec<PathBuf>,
+    named: Vec<(String, PathBuf)>,
     directories: Vec<PathBuf>,
 }
 
@@ -33,6 +34,13 @@ impl PackSearch {
     /// Also this file, which must be a pack.
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.files.push(path.into());
+        self
+    }
+
+    /// Also this file, which is said to be the pack of this name. Nobody looks at it for another one:
+    /// it may be what a writer left that was killed.
+    pub fn named(mut self, pack: &str, path: impl Into<PathBuf>) -> Self {
+        self.named.push((pack.into(), path.into()));
         self
     }
 
@@ -57,6 +65,15 @@ impl PackSearch {
         }
         for path in &self.files {
             keep(open(path)?, wanted, &mut found);
+        }
+        for id in wanted {
+            let name = id.to_string();
+            for (_, path) in self.named.iter().filter(|(named, _)| *named == name) {
+                // One that was moved may be in a directory.
+                if path.exists() {
+                    keep(open(path)?, wanted, &mut found);
+                }
+            }
         }
         for directory in &self.directories {
             for id in wanted {
@@ -128,6 +145,22 @@ mod tests {
         let search = PackSearch::new().directory(directory.path());
         let found = search.find(&BTreeSet::from([one, two, absent])).unwrap();
         assert_eq!(found.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([one, two]));
+    }
+
+    #[test]
+    fn a_pack_that_is_said_to_be_somewhere_is_looked_at_only_if_it_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (wanted, torn) = (PackId([1; 16]), PackId([2; 16]));
+        let (good, bad) = (directory.path().join("good"), directory.path().join("bad"));
+        std::fs::write(&good, encode_header(wanted)).unwrap();
+        std::fs::write(&bad, "Rotif").unwrap();
+        let search = PackSearch::new()
+            .named(&torn.to_string(), &bad)
+            .named(&wanted.to_string(), directory.path().join("moved"))
+            .named(&wanted.to_string(), &good);
+        let found = search.find(&BTreeSet::from([wanted])).unwrap();
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [wanted]);
+        assert!(search.find(&BTreeSet::from([torn])).is_err());
     }
 
     #[test]

@@ -46,9 +46,8 @@ impl Origin {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             search = search.directory(parent.unwrap_or(Path::new(".")));
         }
-        // A pack that was moved is looked for in the directories.
-        for path in host.packs.values().filter(|path| path.is_file()) {
-            search = search.file(path);
+        for (pack, path) in &host.packs {
+            search = search.named(pack, path);
         }
         let snapshot = Snapshot::open(snapshot_path, &search)?;
         let mut packs = host.packs.clone();
