@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 /// An emulated host boots a guest in a second, unless it shares its processors with much else.
 const TIMEOUT: Duration = Duration::from_secs(300);
+/// What the pager says when it can be used.
+const PAGER_LISTENS: &str = "the pager listens";
 /// What the VMM says when a machine goes on.
 const RESTORED: &str = "the machine is restored";
 
@@ -55,9 +57,27 @@ impl Stage {
         Machine::start(self, name, None)
     }
 
-    /// Has a new process take up the machine of a snapshot.
-    pub fn restore(&self, name: &str, snapshot: &Path) -> Result<Machine> {
-        Machine::start(self, name, Some(snapshot))
+    /// Has a new process take up the machine of a snapshot, whose memory comes through `pager`, if
+    /// there is one.
+    pub fn restore(&self, name: &str, snapshot: &Path, pager: Option<&Pager>) -> Result<Machine> {
+        Machine::start(self, name, Some((snapshot, pager)))
+    }
+
+    /// Starts the process that keeps what clones share.
+    pub fn pager(&self) -> Result<Pager> {
+        let socket = self.path("pager.sock");
+        let mut command = Command::new(&self.vmm);
+        command.args(["pager", "--socket"]).arg(&socket).stderr(Stdio::piped());
+        let mut process = command.spawn().with_context(|| format!("cannot run {:?}", self.vmm))?;
+        let messages = process.stderr.take().context("the pager has no messages")?;
+        let pager = Pager { process, socket };
+        let mut said = lines(messages);
+        let listens = said.by_ref().any(|line| line.contains(PAGER_LISTENS));
+        thread::spawn(move || said.for_each(|line| println!("pager | {line}")));
+        if !listens {
+            bail!("the pager ended; see above");
+        }
+        Ok(pager)
     }
 
     /// The configuration with a socket of its own.
@@ -70,6 +90,26 @@ impl Stage {
     }
 }
 
+/// The process that keeps what clones share; dropping it kills the process.
+pub struct Pager {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Pager {
+    /// As [`Machine::memory_kib`].
+    pub fn memory_kib(&self) -> Result<u64> {
+        memory_kib(&self.process)
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        let _it_may_have_ended = self.process.kill();
+        let _status = self.process.wait();
+    }
+}
+
 /// A microVM and the process that runs it; dropping it kills the process.
 pub struct Machine {
     process: Child,
@@ -79,7 +119,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    fn start(stage: &Stage, name: &str, snapshot: Option<&Path>) -> Result<Self> {
+    fn start(stage: &Stage, name: &str, snapshot: Option<(&Path, Option<&Pager>)>) -> Result<Self> {
         let (vsock, api) =
             (stage.path(&format!("{name}.vsock")), stage.path(&format!("{name}.api")));
         let (sender, events) = mpsc::channel();
@@ -87,8 +127,11 @@ impl Machine {
         let mut command = Command::new(&stage.vmm);
         command.arg("--config-file").arg(stage.write_config(name, &vsock)?);
         command.arg("--api-sock").arg(&api).stdin(Stdio::null());
-        if let Some(snapshot) = snapshot {
+        if let Some((snapshot, pager)) = snapshot {
             command.arg("--restore").arg(snapshot);
+            if let Some(pager) = pager {
+                command.arg("--pager-sock").arg(&pager.socket);
+            }
         }
         let mut process = command
             .stdout(Stdio::piped())
@@ -169,12 +212,16 @@ impl Machine {
 
     /// Memory that this process has, with a share of what others have as well, in KiB.
     pub fn memory_kib(&self) -> Result<u64> {
-        let path = format!("/proc/{}/smaps_rollup", self.process.id());
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let number = pss.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        number.with_context(|| format!("{path} does not tell"))
+        memory_kib(&self.process)
     }
+}
+
+fn memory_kib(process: &Child) -> Result<u64> {
+    let path = format!("/proc/{}/smaps_rollup", process.id());
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let number = pss.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.with_context(|| format!("{path} does not tell"))
 }
 
 impl Drop for Machine {

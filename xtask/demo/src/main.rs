@@ -85,7 +85,7 @@ fn suspend(machine: Machine, snapshot: &Path) -> Result<()> {
 /// Takes the machine up again in a new process: its app counts on.
 fn resume(stage: &Stage, snapshot: &Path) -> Result<Machine> {
     let begin = Instant::now();
-    let machine = stage.restore("resumed", snapshot)?;
+    let machine = stage.restore("resumed", snapshot, None)?;
     let agent = machine.await_restored()?;
     let visit = app::visit(&agent)?;
     println!(
@@ -98,13 +98,15 @@ fn resume(stage: &Stage, snapshot: &Path) -> Result<Machine> {
     Ok(machine)
 }
 
-/// Starts clones of the snapshot side by side: each has the memory of the same moment.
+/// Starts clones of the snapshot side by side: each has the memory of the same moment, and shares with
+/// the others what it does not write.
 fn clone(stage: &Stage, snapshot: &Path) -> Result<()> {
+    let pager = &stage.pager()?;
     let begin = Instant::now();
     let clones: Result<Vec<Machine>> = thread::scope(|scope| {
         let start = |number| {
             let answered = move || -> Result<Machine> {
-                let machine = stage.restore(&format!("clone-{number}"), snapshot)?;
+                let machine = stage.restore(&format!("clone-{number}"), snapshot, Some(pager))?;
                 let visit = app::visit(&machine.await_restored()?)?;
                 if visit != VISIT_COUNT + 1 {
                     bail!("clone {number} answers visit number {visit}");
@@ -120,9 +122,10 @@ fn clone(stage: &Stage, snapshot: &Path) -> Result<()> {
     let clones = clones?;
     let time = milliseconds(begin);
     let kib: u64 = clones.iter().map(Machine::memory_kib).sum::<Result<_>>()?;
+    let kib = kib + pager.memory_kib()?;
     println!(
         "{CLONE_COUNT} clones of the snapshot have answered side by side after {time}, each with visit \
-         number {}; {} MiB of memory together.",
+         number {}; {} MiB of memory together, with what they share.",
         VISIT_COUNT + 1,
         kib >> 10
     );
