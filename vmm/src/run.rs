@@ -306,7 +306,8 @@ impl MachineControl for Keeper {
         let machine = Machine::restore(hardware, origin.machine_state(), fill, &self.wake, then)?;
         tracing::info!(snapshot = %origin.snapshot.id(), "the machine is restored");
         self.pager = pager;
-        self.origin = Some(origin);
+        let is_shared = load.pager_socket.is_some();
+        self.origin = Some(Origin { is_shared, ..origin });
         self.keep(machine, on_terminal);
         Ok(())
     }

@@ -97,7 +97,8 @@ impl ChunkWriter {
         self.count(change.pages, zero);
         let of_base = used(pieces, |piece| piece.layer != self.layer);
         let base = base.filter(|_| of_base != 0);
-        if self.is_one_of(pieces, fresh, change) {
+        let compared = compare_with_one(pieces, fresh, change);
+        if let Some(Compared { is_same: true, .. }) = compared {
             self.statistics.same_pages = add(self.statistics.same_pages, fresh);
             fresh = 0;
         }
@@ -127,25 +128,13 @@ impl ChunkWriter {
             remove(pieces, along);
         }
         let piece = match change.content.filter(|_| fresh == change.pages && along == 0) {
-            Some(content) => self.store(content, pack)?,
+            Some(content) => self.store(content, compared.map(|it| it.digest), pack)?,
             None => self.store_gathered(&given, fresh, along, pack)?,
         };
         let pages = fresh | along;
         let chunk = change.chunk.in_block() as u8;
         pieces.push(Piece { chunk, stored: pages, used: pages, ..piece });
         Ok(())
-    }
-
-    /// Whether the pages that have data are just what one of the pieces has, by its digest. (The
-    /// digest of a compressed piece says nothing of its pages.)
-    fn is_one_of(&self, pieces: &[Piece], fresh: u16, change: Change<'_>) -> bool {
-        let whole = |piece: &&Piece| {
-            piece.codec == Codec::Raw && piece.stored == fresh && piece.used == fresh
-        };
-        let Some(piece) = pieces.iter().find(whole) else { return false };
-        // Pages with zeroes among them are compared one by one instead.
-        change.pages == fresh
-            && change.content.is_some_and(|content| Digest::of(content) == piece.digest)
     }
 
     fn store_gathered(
@@ -163,14 +152,20 @@ impl ChunkWriter {
             let page = new.or(self.base.get(page)).expect("a chunk has 16 pages");
             gathered.extend_from_slice(page);
         }
-        let stored = self.store(&gathered, pack);
+        let stored = self.store(&gathered, None, pack);
         self.gathered = gathered;
         stored
     }
 
-    /// Puts content into the pack, unless it is there.
-    fn store(&mut self, content: &[u8], pack: &mut PackFile) -> Result<Piece, WriteError> {
-        let key = Digest::of(content);
+    /// Puts content into the pack, unless it is there. `digest` is that of the content, if it is
+    /// known: computing it is most of the work.
+    fn store(
+        &mut self,
+        content: &[u8],
+        digest: Option<Digest>,
+        pack: &mut PackFile,
+    ) -> Result<Piece, WriteError> {
+        let key = digest.unwrap_or_else(|| Digest::of(content));
         let page_count = (content.len() / PAGE_BYTES) as u64;
         let stored = match self.known.get(&key) {
             Some(stored) => {
@@ -215,6 +210,26 @@ impl ChunkWriter {
         statistics.given_pages = add(statistics.given_pages, given);
         statistics.zero_pages = add(statistics.zero_pages, zero);
     }
+}
+
+/// Given pages beside those of a piece.
+#[derive(Clone, Copy)]
+struct Compared {
+    is_same: bool,
+    /// Of what was given.
+    digest: Digest,
+}
+
+/// Whether the pages that have data are just what one of the pieces has, by its digest; none if no
+/// piece has the same pages. (The digest of a compressed piece says nothing of its pages.)
+fn compare_with_one(pieces: &[Piece], fresh: u16, change: Change<'_>) -> Option<Compared> {
+    let whole =
+        |piece: &&Piece| piece.codec == Codec::Raw && piece.stored == fresh && piece.used == fresh;
+    let piece = pieces.iter().find(whole)?;
+    // Pages with zeroes among them are compared one by one instead.
+    let content = change.content.filter(|_| change.pages == fresh)?;
+    let digest = Digest::of(content);
+    Some(Compared { is_same: digest == piece.digest, digest })
 }
 
 /// The given pages by their place in the chunk.

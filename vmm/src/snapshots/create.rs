@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rotifer_devices::GuestMemory;
 use rotifer_snapshot::layout::{BLOCK_BYTES, BlockIndex, LAYERS_MAX, PAGE_BYTES, block_count};
 use rotifer_snapshot::{
-    Architecture, CpuFeature, CpuRule, Description, HostStorage, Image, ImageKind, MachineSection,
-    MemoryRegion, Name, Options, PageSet, PageSource, Snapshot, Writer,
+    Architecture, Compare, CpuFeature, CpuRule, Description, HostStorage, Image, ImageKind,
+    MachineSection, MemoryRegion, Name, Options, PageSet, PageSource, Snapshot, Writer,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -46,7 +46,10 @@ pub fn create(
     let name = Name::new(RAM)?;
     let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let image = Image { kind: ImageKind::Memory, name: name.clone(), bytes };
-    let options = Options::new().map_err(SnapshotError::Resident)?;
+    let is_shared = origin.is_some_and(|origin| origin.is_shared);
+    // What was written has probably changed: to read the parent's pages as well would not pay.
+    let compare = if is_shared { Compare::Digests } else { Compare::Pages };
+    let options = Options { compare, ..Options::new().map_err(SnapshotError::Resident)? };
     let pack_path = pack_path(&request.mem_file_path, options.pack);
     let mut writer = Writer::create(storage.clone(), &pack_path, options, vec![image], parent)?;
     let only_in_image = match parent {
@@ -70,7 +73,8 @@ pub fn create(
     let layers = &committed.manifest.layers;
     packs.retain(|pack, _| layers.iter().any(|(_, layer)| layer.pack.to_string() == *pack));
     let host = HostFile { packs, ..HostFile::default() };
-    Ok(Origin::open(&request.snapshot_path, Some(&pack_path), &host)?)
+    let created = Origin::open(&request.snapshot_path, Some(&pack_path), &host)?;
+    Ok(Origin { is_shared, ..created })
 }
 
 /// Guest RAM.

@@ -16,6 +16,8 @@ pub struct Origin {
     pub snapshot: Snapshot,
     /// Of those packs whose files are known, by name.
     pub packs: BTreeMap<String, PathBuf>,
+    /// Whether the machine's memory is shared: then the pages that are its own were written.
+    pub is_shared: bool,
 }
 
 /// Why a snapshot cannot be opened.
@@ -57,7 +59,7 @@ impl Origin {
                 packs.insert(own.pack.to_string(), absolute(path.into()));
             }
         }
-        Ok(Self { snapshot, packs })
+        Ok(Self { snapshot, packs, is_shared: false })
     }
 
     /// The state of the machine's parts.
