@@ -228,9 +228,10 @@ fn block(disk: Disk, vcpu_count: u8) -> Result<Block, BlockError> {
         CacheType::Unsafe => Cache::Unsafe,
         CacheType::Writeback => Cache::Writeback,
     };
-    let Disk { id, path, file, read_only, engine, .. } = disk;
+    let Disk { id, path, file, read_only, engine, overlay, .. } = disk;
     let queue_count = vcpu_count.into();
-    Block::with_file(file, &block::Options { id, path, read_only, cache, engine, queue_count })
+    let options = block::Options { id, path, read_only, cache, engine, queue_count, overlay };
+    Block::with_file(file, &options)
 }
 
 /// Gives each device its slot.

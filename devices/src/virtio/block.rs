@@ -14,6 +14,8 @@ mod asynchronous;
 mod disk;
 mod drive;
 mod error;
+mod medium;
+pub mod overlay;
 mod request;
 mod ring;
 mod state;
@@ -30,6 +32,7 @@ use self::asynchronous::Asynchronous;
 use self::disk::Disk;
 use self::drive::Drive;
 pub use self::error::BlockError;
+use self::medium::Medium;
 use self::ring::Ring;
 pub use self::state::State;
 use super::{BrokenRing, Kind, MAX_CHAIN_SEGMENTS, QueueIo, Source, VirtioDevice};
@@ -103,6 +106,16 @@ pub struct Options {
     /// How many request queues the guest may use, best one for each of its CPUs: from 1 to
     /// [`MAX_QUEUES`], and less or more is taken as these.
     pub queue_count: u16,
+    /// The file that takes the writes, while the image at `path` is only read; it is made if it
+    /// is missing. Only with [`Engine::Sync`].
+    pub overlay: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether the image itself is not written.
+    fn image_read_only(&self) -> bool {
+        self.read_only || self.overlay.is_some()
+    }
 }
 
 /// What serves the requests.
@@ -144,6 +157,9 @@ impl Block {
         let queue_count = options.queue_count.clamp(1, MAX_QUEUES);
         let server = match options.engine {
             Engine::Sync => Server::Synchronous,
+            Engine::Async if options.overlay.is_some() => {
+                return Err(BlockError::AsyncOverlay { id: options.id.clone() });
+            }
             Engine::Async => {
                 let in_flight_max = u32::from(queue_count).saturating_mul(QUEUE_SIZE.into());
                 let ring = Ring::new(in_flight_max)
@@ -152,7 +168,8 @@ impl Block {
             }
         };
         let queue_sizes = vec![QUEUE_SIZE; queue_count.into()];
-        Ok(Self { server, drive: Drive::new(disk, options), queue_sizes })
+        let medium = Medium::new(disk, options)?;
+        Ok(Self { server, drive: Drive::new(medium, options), queue_sizes })
     }
 }
 
@@ -216,7 +233,11 @@ impl VirtioDevice for Block {
         match &mut self.server {
             Server::Synchronous => Ok(()), // a request is in flight only within `on_kick`
             Server::Asynchronous(server) => server.drain(&mut self.drive, io),
+        }?;
+        if let Err(error) = self.drive.disk.settle() {
+            self.drive.disk.report("settle", 0, &error);
         }
+        Ok(())
     }
 
     fn reset(&mut self) {

@@ -17,8 +17,9 @@ use super::test_driver::{Buffer, RAM_BASE, TestDriver};
 /// Every device.
 fn specimens() -> Vec<Box<dyn Specimen>> {
     vec![
-        Box::new(specimens::Block(Engine::Sync)),
-        Box::new(specimens::Block(Engine::Async)),
+        Box::new(specimens::Block { engine: Engine::Sync, overlaid: false }),
+        Box::new(specimens::Block { engine: Engine::Async, overlaid: false }),
+        Box::new(specimens::Block { engine: Engine::Sync, overlaid: true }),
         Box::new(specimens::Rng),
         Box::new(specimens::Vsock),
     ]

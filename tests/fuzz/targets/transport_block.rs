@@ -46,6 +46,7 @@ fuzz_target!(|input: Input| {
         cache: if input.writeback { Cache::Writeback } else { Cache::Unsafe },
         engine: if input.asynchronous { Engine::Async } else { Engine::Sync },
         queue_count: input.queue_count.into(),
+        overlay: None,
     };
     let block = Block::with_file(image, &options).expect("a block device");
     let mut driver = TestDriver::started(Box::new(block));

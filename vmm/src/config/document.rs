@@ -81,6 +81,9 @@ pub struct Drive {
     pub rate_limiter: Option<RateLimiter>,
     /// A vhost-user back end: not supported.
     pub socket: Option<PathBuf>,
+    /// Ours: the file that takes the writes, while `path_on_host` is only read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay_path: Option<PathBuf>,
 }
 
 /// `PATCH /drives/{id}`.

@@ -41,12 +41,26 @@ pub struct Disk {
     pub cache: CacheType,
     /// How the host does its I/O.
     pub engine: Engine,
+    /// What takes the writes in place of `file`, which is then open for reading only.
+    pub overlay: Option<PathBuf>,
 }
 
 impl Drive {
     /// Whether the guest may only read it.
     pub fn read_only(&self) -> bool {
         self.is_read_only.unwrap_or(false)
+    }
+
+    fn check_overlay(&self, at: &str) -> Result<(), Error> {
+        let Some(path) = &self.overlay_path else { return Ok(()) };
+        let refuse = |reason: &str, remedy| Err(Error::invalid(at, path.display(), reason, remedy));
+        if self.read_only() {
+            refuse("the drive is read-only, so there is nothing to take", "leave the key out")
+        } else if self.engine() == Engine::Async {
+            refuse("io_engine Async has no overlays", "use \"Sync\"")
+        } else {
+            Ok(())
+        }
     }
 
     fn engine(&self) -> Engine {
@@ -82,6 +96,7 @@ impl Drive {
         if let Some(partuuid) = &self.partuuid {
             check_partuuid(partuuid, &at("partuuid"))?;
         }
+        self.check_overlay(&at("overlay_path"))?;
         self.path_on_host.as_deref().ok_or_else(|| Error::Missing { path: at("path_on_host") })
     }
 
@@ -89,8 +104,9 @@ impl Drive {
     pub(super) fn open(&self, index: usize) -> Result<Disk, Error> {
         let path = self.check(index)?;
         let read_only = self.read_only();
-        let (file, size_bytes) =
-            open_disk(&format!("drives[{index}].path_on_host"), path, read_only)?;
+        let at = format!("drives[{index}].path_on_host");
+        let only_read = read_only || self.overlay_path.is_some();
+        let (file, size_bytes) = open_disk(&at, path, only_read)?;
         Ok(Disk {
             id: self.drive_id.clone(),
             path: path.into(),
@@ -100,6 +116,7 @@ impl Drive {
             root: self.is_root_device,
             cache: self.cache_type,
             engine: self.engine(),
+            overlay: self.overlay_path.clone(),
         })
     }
 }

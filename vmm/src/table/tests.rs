@@ -16,6 +16,7 @@ fn wanted(disk_count: usize) -> Wanted {
             root: index == 0,
             cache: CacheType::Unsafe,
             engine: block::Engine::Sync,
+            overlay: None,
         }
     };
     Wanted {

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{opcode, squeue, types};
 
 use super::Cache;
+use super::disk::Disk;
 use super::drive::{self, Drive};
 use super::request::{HEADER_BYTES, Request};
 use super::ring::Ring;
@@ -202,8 +203,9 @@ impl Asynchronous {
             return Err((chain, request));
         };
         let write_through = drive.writes_through(io);
+        let Some(image) = drive.disk.image() else { return Err((chain, request)) };
         let in_flight = InFlight { queue, chain, request, data, write_through };
-        let entry = in_flight.entry(drive);
+        let entry = in_flight.entry(image);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len().saturating_sub(1)
@@ -286,12 +288,13 @@ fn data(
     chain: &Chain,
     request: &Request,
 ) -> Result<Option<DetachedIoVec>, OutsideMemory> {
+    let Some(image) = drive.disk.image() else { return Ok(None) };
     let part = match request {
         Request::Read(extent) if extent.len > 0 => {
             GuestIoVec::new(memory, chain.writable(), 0, extent.len)?
         }
         // A file that has become shorter is an error, which executing it finds.
-        Request::Write(extent) if extent.len > 0 && drive.disk.check_end(*extent).is_ok() => {
+        Request::Write(extent) if extent.len > 0 && image.check_end(*extent).is_ok() => {
             GuestIoVec::new(memory, chain.readable(), HEADER_BYTES, extent.len)?
         }
         Request::Flush if drive.cache == Cache::Writeback => GuestIoVec::new(memory, &[], 0, 0)?,
@@ -301,8 +304,8 @@ fn data(
 }
 
 impl InFlight {
-    fn entry(&self, drive: &Drive) -> squeue::Entry {
-        let file = types::Fd(drive.disk.file().as_raw_fd());
+    fn entry(&self, image: &Disk) -> squeue::Entry {
+        let file = types::Fd(image.file().as_raw_fd());
         let (iovecs, count) = (self.data.as_ptr(), self.data.count());
         match &self.request {
             Request::Read(extent) => {
@@ -319,7 +322,7 @@ impl InFlight {
 
     /// What `result`, as the kernel gives it, leaves to be done is done now: the kernel may stop
     /// early, and may not want to wait. Returns how many bytes the driver gets.
-    fn finish(&self, result: i32, drive: &Drive, memory: &GuestMemory) -> io::Result<u64> {
+    fn finish(&self, result: i32, drive: &mut Drive, memory: &GuestMemory) -> io::Result<u64> {
         let moved = match result {
             0.. => u64::from(result.unsigned_abs()),
             _ if [-libc::EAGAIN, -libc::EINTR].contains(&result) => 0,

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
+use vm_memory::{Bytes, GuestAddress};
+
+use super::overlay::{BLOCK_BYTES, Block};
 use super::{BlockError, Options, SECTOR_BYTES};
 use crate::GuestMemory;
-use crate::virtio::{GuestIoVec, Segment};
+use crate::virtio::{GuestIoVec, OutsideMemory, Segment, chain};
 
 /// A range of bytes on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +44,7 @@ pub(super) struct Disk {
 impl Disk {
     /// Opens the image that `options` name.
     pub(super) fn open(options: &Options) -> Result<Self, BlockError> {
-        let Options { path, read_only, .. } = options;
+        let (path, read_only) = (&options.path, &options.image_read_only());
         let purpose = if *read_only { "reading" } else { "reading and writing" };
         // Opened for writing, a directory says only that it is one.
         if path.is_dir() {
@@ -79,7 +82,7 @@ impl Disk {
             return Err(BlockError::NotADisk { path: path.clone(), what });
         }
         // root may write what nobody is meant to write.
-        if !options.read_only && metadata.permissions().mode() & 0o222 == 0 {
+        if !options.image_read_only() && metadata.permissions().mode() & 0o222 == 0 {
             return Err(BlockError::NotWritable { path: path.clone(), id: options.id.clone() });
         }
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(failed("find the end of"))?;
@@ -93,7 +96,7 @@ impl Disk {
                 "the end of the disk image is no whole sector, and invisible to the guest"
             );
         }
-        lock(&file, path, options.read_only)?;
+        lock(&file, path, options.image_read_only())?;
         Ok(Self {
             file,
             path: path.clone(),
@@ -118,6 +121,19 @@ impl Disk {
 
     pub(super) fn capacity_sectors(&self) -> u64 {
         self.capacity_sectors
+    }
+
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.capacity_sectors.saturating_mul(SECTOR_BYTES) // the size of a file at most
+    }
+
+    /// Reads a block, which is zero behind the end of the disk.
+    pub(super) fn read_block(&self, block: u64, bytes: &mut Block) -> io::Result<()> {
+        let start = block.saturating_mul(BLOCK_BYTES);
+        let there = self.capacity_bytes().saturating_sub(start).min(BLOCK_BYTES);
+        let (there, behind) = bytes.split_at_mut(there as usize);
+        behind.fill(0);
+        self.file.read_exact_at(there, start)
     }
 
     /// Fills the bytes of `segments` after the first `skip` with `extent`.
@@ -231,7 +247,7 @@ enum Zeroing {
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Moves all of `extent`, of which the kernel may do a part at a time.
-fn transfer(
+pub(super) fn transfer(
     memory: &GuestMemory,
     segments: &[Segment],
     skip: u64,
@@ -246,6 +262,43 @@ fn transfer(
         match retry(|| some(&part, extent.offset.saturating_add(done)))? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             count => done = done.saturating_add(count),
+        }
+    }
+    Ok(())
+}
+
+/// Copies the bytes of `segments` after the first `skip` to `bytes`.
+pub(super) fn gather(
+    memory: &GuestMemory,
+    segments: &[Segment],
+    skip: u64,
+    bytes: &mut [u8],
+) -> io::Result<()> {
+    let mut done: usize = 0;
+    for piece in chain::slice(segments, skip, bytes.len() as u64) {
+        let end = done.saturating_add(piece.len as usize);
+        let part = bytes.get_mut(done..end).unwrap_or_default();
+        memory.read_slice(part, piece.address).map_err(|_| io::Error::other(OutsideMemory))?;
+        done = end;
+    }
+    if done == bytes.len() { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Fills `len` bytes of `segments` after the first `skip` with zeroes.
+pub(super) fn zero_fill(
+    memory: &GuestMemory,
+    segments: &[Segment],
+    skip: u64,
+    len: u64,
+) -> io::Result<()> {
+    for piece in chain::slice(segments, skip, len) {
+        let (mut at, mut left) = (piece.address, piece.len as usize);
+        while left > 0 {
+            let zeroes = ZEROES.get(..left).unwrap_or(&ZEROES);
+            let outside = |_| io::Error::other(OutsideMemory);
+            memory.write_slice(zeroes, at).map_err(outside)?;
+            at = GuestAddress(at.0.saturating_add(zeroes.len() as u64));
+            left = left.saturating_sub(zeroes.len());
         }
     }
     Ok(())
@@ -270,7 +323,7 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), BlockError> {
     }
 }
 
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -279,6 +332,6 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-fn is_unsupported(error: &io::Error) -> bool {
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::disk::Disk;
+use super::medium::Medium;
 use super::request::{HEADER_BYTES, Limits, Request, Status};
 use super::{
     Cache, DISCARD_ALIGNMENT_SECTORS, ID_BYTES, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS,
@@ -22,14 +22,14 @@ const CONFIG_BYTES: usize = 60;
 /// A disk as its driver sees it.
 #[derive(Debug)]
 pub(super) struct Drive {
-    pub(super) disk: Disk,
+    pub(super) disk: Medium,
     pub(super) read_only: bool,
     pub(super) cache: Cache,
     pub(super) id: [u8; ID_BYTES],
 }
 
 impl Drive {
-    pub(super) fn new(disk: Disk, options: &Options) -> Self {
+    pub(super) fn new(disk: Medium, options: &Options) -> Self {
         let mut id = [0; ID_BYTES];
         for (to, from) in id.iter_mut().zip(options.id.bytes()) {
             *to = from;
@@ -113,7 +113,7 @@ impl Drive {
         Ok(written as u64)
     }
 
-    fn flush(&self) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         match self.cache {
             Cache::Unsafe => Ok(()),
             Cache::Writeback => self.disk.flush(),
@@ -126,7 +126,7 @@ impl Drive {
         self.cache == Cache::Writeback && !io.has_feature(VIRTIO_BLK_F_FLUSH)
     }
 
-    fn write_through(&self, io: &QueueIo<'_>) -> io::Result<()> {
+    fn write_through(&mut self, io: &QueueIo<'_>) -> io::Result<()> {
         if self.writes_through(io) { self.disk.flush() } else { Ok(()) }
     }
 

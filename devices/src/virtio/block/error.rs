@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::overlay::OverlayError;
+
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the fields are in the texts
@@ -31,6 +33,12 @@ pub enum BlockError {
     /// The host fails.
     #[error("{attempt} disk image {}", path.display())]
     Inspect { path: PathBuf, attempt: &'static str, source: io::Error },
+    /// What takes the writes cannot be used.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// An overlay is served by the calling thread alone.
+    #[error("drive {id:?} has an overlay, and io_engine Async, which it cannot have (use Sync)")]
+    AsyncOverlay { id: String },
     /// The kernel is older, or its administrator has switched io_uring off.
     #[error("set up io_uring for drive {id:?} (without it, set its io_engine to Sync)")]
     NoIoUring { id: String, source: io::Error },

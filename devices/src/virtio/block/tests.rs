@@ -10,6 +10,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::test_driver::{Buffer, RAM_BASE, RAM_BYTES, TestDriver};
+use super::overlay::{BlockState, Frozen};
 use super::request::Status;
 use super::*;
 
@@ -48,6 +49,7 @@ fn options(image: &NamedTempFile) -> Options {
         cache: Cache::Writeback,
         engine: Engine::Sync,
         queue_count: 1,
+        overlay: None,
     }
 }
 
@@ -398,4 +400,52 @@ fn a_saved_disk_does_not_go_on_with_another_number_of_queues() {
     let other = started(&Options { queue_count: 4, ..options });
     let error = other.transport.load(&state).unwrap_err().to_string();
     assert!(error.contains("another number of queues"), "{error}");
+}
+
+#[test]
+fn machines_share_a_base_and_each_has_what_it_wrote() {
+    let image = image();
+    image.as_file().set_permissions(std::fs::Permissions::from_mode(0o444)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let overlay = |name: &str| directory.path().join(name);
+    let with = |name| Options { overlay: Some(overlay(name)), ..options(&image) };
+    let mut drivers = [started(&with("a")), started(&with("b"))];
+    for (driver, byte) in drivers.iter_mut().zip([0xa, 0xb]) {
+        assert_eq!(driver.offered_features() & (1 << VIRTIO_BLK_F_RO), 0);
+        assert_eq!(write(driver, 5, &[byte; 512]), OK);
+    }
+    for (driver, byte) in drivers.iter_mut().zip([0xa, 0xb]) {
+        assert_eq!(read(driver, 4, 1024).unwrap(), [pattern(4), [byte; 512]].concat());
+    }
+    let error = Block::open(&with("a")).unwrap_err().to_string();
+    assert!(error.contains("is being used by another"), "{error}");
+    assert!(Block::open(&options(&image)).is_err(), "nobody writes what others read");
+    let mut bytes = [0; 512];
+    image.as_file().read_exact_at(&mut bytes, 5 * 512).unwrap();
+    assert_eq!(bytes, pattern(5), "the base");
+}
+
+#[test]
+fn a_drained_overlay_is_in_its_file() {
+    let image = image();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("overlay");
+    let mut driver = started(&Options { overlay: Some(path.clone()), ..options(&image) });
+    assert_eq!(write(&mut driver, 9, &[1; 512]), OK);
+    driver.transport.drain();
+    let frozen = Frozen::open(&path, IMAGE_SECTORS * SECTOR_BYTES).unwrap();
+    assert_eq!(frozen.runs().collect::<Vec<_>>(), [(1..2, BlockState::Present)]);
+    let mut page = [0; 4096];
+    frozen.read(1, &mut page).unwrap();
+    assert_eq!(page[..1024], [pattern(8), [1; 512]].concat());
+}
+
+#[test]
+fn an_overlay_and_io_uring_do_not_go_together() {
+    let image = image();
+    let overlay = Some("overlay".into());
+    let options = Options { overlay, engine: Engine::Async, ..options(&image) };
+    let error = Block::open(&options).unwrap_err().to_string();
+    assert!(error.contains("rootfs") && error.contains("Sync"), "{error}");
+    assert!(!std::path::Path::new("overlay").exists());
 }

@@ -8,18 +8,23 @@ use super::{Specimen, Submit};
 use crate::virtio::test_driver::{Buffer, TestDriver};
 use crate::virtio::{VirtioDevice, block, rng, vsock};
 
-/// A small disk.
-pub(super) struct Block(pub(super) block::Engine);
+/// A small disk, of one file or with an overlay.
+pub(super) struct Block {
+    pub(super) engine: block::Engine,
+    pub(super) overlaid: bool,
+}
 
 impl Specimen for Block {
     fn name(&self) -> &'static str {
-        match self.0 {
-            block::Engine::Sync => "block",
-            block::Engine::Async => "block, through io_uring",
+        match (self.overlaid, self.engine) {
+            (true, _) => "block with an overlay",
+            (false, block::Engine::Sync) => "block",
+            (false, block::Engine::Async) => "block, through io_uring",
         }
     }
 
     fn device(&self) -> Box<dyn VirtioDevice> {
+        let directory = tempfile::tempdir().unwrap();
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(64 << 10).unwrap();
         let options = block::Options {
@@ -27,8 +32,10 @@ impl Specimen for Block {
             path: image.path().into(),
             read_only: false,
             cache: block::Cache::Unsafe,
-            engine: self.0,
+            engine: self.engine,
             queue_count: 2,
+            // The file stays open when its name is gone.
+            overlay: self.overlaid.then(|| directory.path().join("overlay")),
         };
         let file = File::options().read(true).write(true).open(image.path()).unwrap();
         Box::new(block::Block::with_file(file, &options).unwrap())

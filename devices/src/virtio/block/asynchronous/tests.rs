@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BL
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::disk::{Disk, Extent};
+use super::super::medium::Medium;
 use super::super::{Block, Engine, Options, QUEUE_SIZE, Server};
 use super::*;
 use crate::virtio::Segment;
@@ -27,6 +28,7 @@ fn options(cache: Cache) -> Options {
         cache,
         engine: Engine::Async,
         queue_count: 1,
+        overlay: None,
     }
 }
 
@@ -242,10 +244,8 @@ fn a_ring_that_the_kernel_refuses_is_done_without() {
 fn in_flight(request: Request, readable_count: usize) -> (InFlight, Drive, GuestMemory) {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&[1; 1024], 0).unwrap();
-    let drive = Drive::new(
-        Disk::with_file(file, &options(Cache::Writeback)).unwrap(),
-        &options(Cache::Writeback),
-    );
+    let options = options(Cache::Writeback);
+    let drive = Drive::new(Medium::Image(Disk::with_file(file, &options).unwrap()), &options);
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 8192)]).unwrap();
     memory.write_slice(&[2; 1024], DATA_AT).unwrap();
     let segments = [(GuestAddress(0), HEADER_BYTES as u32), (DATA_AT, 1024), (STATUS_AT, 1)];
@@ -267,8 +267,8 @@ fn what_the_kernel_left_unread_is_read() {
         (-libc::EAGAIN, [1; 1024]),
         (-libc::EINTR, [1; 1024]),
     ] {
-        let (request, drive, memory) = in_flight(Request::Read(WHOLE), 1);
-        assert_eq!(request.finish(result, &drive, &memory).unwrap(), 1024, "{result}");
+        let (request, mut drive, memory) = in_flight(Request::Read(WHOLE), 1);
+        assert_eq!(request.finish(result, &mut drive, &memory).unwrap(), 1024, "{result}");
         let mut bytes = [0; 1024];
         memory.read_slice(&mut bytes, DATA_AT).unwrap();
         assert_eq!(bytes, expected, "{result}");
@@ -278,10 +278,10 @@ fn what_the_kernel_left_unread_is_read() {
 #[test]
 fn what_the_kernel_left_unwritten_is_written() {
     for (result, written_from) in [(1024, 1024), (512, 512), (0, 0), (-libc::EAGAIN, 0)] {
-        let (request, drive, memory) = in_flight(Request::Write(WHOLE), 2);
-        assert_eq!(request.finish(result, &drive, &memory).unwrap(), 0, "{result}");
+        let (request, mut drive, memory) = in_flight(Request::Write(WHOLE), 2);
+        assert_eq!(request.finish(result, &mut drive, &memory).unwrap(), 0, "{result}");
         let mut bytes = [0; 1024];
-        drive.disk.file().read_exact_at(&mut bytes, 0).unwrap();
+        drive.disk.image().unwrap().file().read_exact_at(&mut bytes, 0).unwrap();
         let (before, after) = bytes.split_at(written_from);
         assert!(before.iter().all(|byte| *byte == 1), "{result}");
         assert!(after.iter().all(|byte| *byte == 2), "{result}");
@@ -292,11 +292,11 @@ fn what_the_kernel_left_unwritten_is_written() {
 fn what_the_kernel_cannot_do_is_an_error_with_its_reason() {
     for result in [-libc::EIO, -libc::ENOSPC, i32::MIN] {
         for request in [Request::Read(WHOLE), Request::Write(WHOLE), Request::Flush] {
-            let (request, drive, memory) = in_flight(request, 1);
-            let error = request.finish(result, &drive, &memory).unwrap_err();
+            let (request, mut drive, memory) = in_flight(request, 1);
+            let error = request.finish(result, &mut drive, &memory).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(result.wrapping_neg()));
         }
     }
-    let (request, drive, memory) = in_flight(Request::Flush, 1);
-    assert_eq!(request.finish(-libc::EINTR, &drive, &memory).unwrap(), 0, "flushed by us");
+    let (request, mut drive, memory) = in_flight(Request::Flush, 1);
+    assert_eq!(request.finish(-libc::EINTR, &mut drive, &memory).unwrap(), 0, "flushed by us");
 }
