@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rotifer_tests::{Artifacts, ExitCode, Vm, VmBuilder, empty_disk};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const DISK_BYTES: u64 = 64 << 20;
@@ -28,12 +28,14 @@ fn start(disk: &Path, read_only: bool) -> Vm {
     vm
 }
 
-/// The same with the io_uring engine, several vCPUs, and the VMM's debug messages.
-fn start_async(disk: &Path, vcpu_count: u64) -> Vm {
+/// The same with more memory, vCPUs, keys of the drive, and the VMM's debug messages.
+fn start_with(disk: &Path, vcpu_count: u64, keys: &[(&str, Value)]) -> Vm {
     let directory = TempDir::new().unwrap();
     let builder = VmBuilder::new().memory_mib(256).vcpus(vcpu_count).debian();
     let mut config = builder.drive("data", disk, false).config(directory.path());
-    config["drives"][1]["io_engine"] = json!("Async");
+    for (key, value) in keys {
+        config["drives"][1][key] = value.clone();
+    }
     config["logger"] = json!({ "level": "Debug" });
     let mut vm = Vm::start(&Artifacts::find(), directory, &config, &[]);
     vm.wait_until_ready();
@@ -180,7 +182,7 @@ fn several_processes_keep_several_requests_in_flight() {
     let directory = TempDir::new().unwrap();
     let disk = directory.path().join("disk");
     empty_disk(&disk, DISK_BYTES);
-    let vm = start_async(&disk, 4);
+    let vm = start_with(&disk, 4, &[("io_engine", json!("Async"))]);
     assert_eq!(vm.shell("ls /sys/block/vdb/mq | wc -l").trim(), "4");
     // Each has 2 MiB of the disk: writes it past the page cache, reads it back likewise.
     let script = format!(
@@ -207,4 +209,35 @@ fn several_processes_keep_several_requests_in_flight() {
     let (status, text) = vm.api("PATCH", "/vm", Some(&json!({ "state": "Resumed" })));
     assert_eq!(status, 204, "{text}");
     assert_eq!(sha256_in_guest(&vm, "/dev/vdb"), sum, "and goes on");
+}
+
+#[test]
+fn machines_share_a_base_and_each_keeps_what_it_wrote() {
+    let directory = TempDir::new().unwrap();
+    let base = directory.path().join("base");
+    fs::write(&base, pattern(8 << 20)).unwrap();
+    let overlay = |name: &str| directory.path().join(name);
+    let start = |name| start_with(&base, 1, &[("overlay_path", json!(overlay(name)))]);
+    let vms = [start("a"), start("b")];
+    let sums = ["a", "b"].map(|name| {
+        let vm = &vms[usize::from(name == "b")];
+        // Not where blocks begin, nor where they end.
+        vm.shell(&format!(
+            "yes {name} | head -c 1000000 | dd of=/dev/vdb bs=1000 seek=1001 conv=notrunc,fsync"
+        ));
+        sha256_in_guest(vm, "/dev/vdb")
+    });
+    assert_ne!(sums[0], sums[1]);
+    assert!(fs::read(&base).unwrap() == pattern(8 << 20), "nobody wrote the base");
+    let [first, second] = vms;
+    first.signal(libc::SIGKILL);
+    drop(first);
+    let again = start("a");
+    assert_eq!(sha256_in_guest(&again, "/dev/vdb"), sums[0], "a killed VMM loses nothing synced");
+    assert_eq!(sha256_in_guest(&second, "/dev/vdb"), sums[1]);
+
+    again.shell("blkdiscard /dev/vdb && sync /dev/vdb");
+    let bytes = fs::metadata(overlay("a")).unwrap().blocks() * 512;
+    assert!(bytes < 100_000, "{bytes} bytes of an overlay of nothing");
+    assert_eq!(again.shell("tr -d '\\0' < /dev/vdb | wc -c").trim(), "0");
 }

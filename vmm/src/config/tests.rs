@@ -421,3 +421,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_overlay_lets_the_image_be_read_only_and_goes_with_sync_alone() {
+    let host = Host::new();
+    let mut document = host.good();
+    document["drives"][0]["io_engine"] = json!("Sync");
+    document["drives"][0]["overlay_path"] = json!("data.overlay");
+    let path = host.path("data.img");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    let disk = plan(&document).unwrap().disks.pop().unwrap();
+    assert_eq!(disk.overlay, Some("data.overlay".into()));
+    assert!(!disk.read_only, "to the guest");
+
+    document["drives"][0]["io_engine"] = json!("Async");
+    let error = plan(&document).unwrap_err().to_string();
+    assert!(error.contains("drives[0].overlay_path") && error.contains("Async"), "{error}");
+    document["drives"][0]["io_engine"] = json!("Sync");
+    document["drives"][0]["is_read_only"] = json!(true);
+    let error = plan(&document).unwrap_err().to_string();
+    assert!(error.contains("the drive is read-only"), "{error}");
+}
