@@ -1,5 +1,5 @@
-//! A guest against virtio-block with either engine, on a disk that somebody else truncates now
-//! and then.
+//! A guest against virtio-block with either engine or an overlay, on a disk that somebody else
+//! truncates now and then.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -15,9 +15,16 @@ const EVENTS_MAX: usize = 64;
 struct Input {
     read_only: bool,
     writeback: bool,
-    asynchronous: bool,
+    host: Host,
     queue_count: u8,
     events: Vec<Event>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Arbitrary)]
+enum Host {
+    Sync,
+    Async,
+    Overlay,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -38,15 +45,16 @@ enum Event {
 fuzz_target!(|input: Input| {
     let image = tempfile::tempfile().expect("a temporary file");
     image.set_len(IMAGE_BYTES).expect("a length for it");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let other = image.try_clone().expect("another descriptor of it");
     let options = Options {
         id: "fuzz".into(),
         path: "image".into(),
         read_only: input.read_only,
         cache: if input.writeback { Cache::Writeback } else { Cache::Unsafe },
-        engine: if input.asynchronous { Engine::Async } else { Engine::Sync },
+        engine: if input.host == Host::Async { Engine::Async } else { Engine::Sync },
         queue_count: input.queue_count.into(),
-        overlay: None,
+        overlay: (input.host == Host::Overlay).then(|| directory.path().join("overlay")),
     };
     let block = Block::with_file(image, &options).expect("a block device");
     let mut driver = TestDriver::started(Box::new(block));

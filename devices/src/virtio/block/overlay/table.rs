@@ -139,7 +139,7 @@ fn place(block: u64) -> (usize, usize, u32) {
     let unit = (block / BLOCKS_PER_UNIT) as usize;
     let index = block % BLOCKS_PER_UNIT;
     let byte = CHECKSUM_BYTES.saturating_add((index / BLOCKS_PER_BYTE) as usize);
-    (unit, byte, (index % BLOCKS_PER_BYTE) as u32 * 2)
+    (unit, byte, (index % BLOCKS_PER_BYTE).saturating_mul(2) as u32)
 }
 
 /// A unit in another's place is damage, too.
