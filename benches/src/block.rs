@@ -13,7 +13,8 @@ use crate::vm::{Machine, Vm};
 
 const ROUNDS: Rounds = Rounds { warm_up: 1, full: 5, counted: 3, quick: 2 };
 
-const DEVICE: &str = "/dev/vda";
+const SYNC_DEVICE: &str = "/dev/vda";
+const ASYNC_DEVICE: &str = "/dev/vdb";
 const DISK_BYTES: u64 = 64 << 20;
 const SEQUENTIAL_BYTES: u32 = 128 << 10;
 const RANDOM_BYTES: u32 = 4 << 10;
@@ -26,13 +27,14 @@ const QUICK_DIVISOR: u64 = 8;
 /// One row of the table.
 struct Case {
     metric: Metric,
+    device: &'static str,
     operation: Operation,
     order: Order,
     in_flight: u32,
     scattered: bool,
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 13] = [
     sequential("sequential read, 128 KiB", Operation::Read, false),
     sequential("sequential write, 128 KiB", Operation::Write, false),
     sequential("sequential read, 128 KiB of scattered pages", Operation::Read, true),
@@ -41,16 +43,25 @@ const CASES: [Case; 8] = [
     random("random write, 4 KiB, 1 in flight", Operation::Write, 1),
     random("random read, 4 KiB, 16 in flight", Operation::Read, MANY_IN_FLIGHT),
     random("random write, 4 KiB, 16 in flight", Operation::Write, MANY_IN_FLIGHT),
+    sequential("Async: sequential read, 128 KiB", Operation::Read, false).through_io_uring(),
+    random("Async: random read, 4 KiB, 1 in flight", Operation::Read, 1).through_io_uring(),
+    random("Async: random write, 4 KiB, 1 in flight", Operation::Write, 1).through_io_uring(),
+    random("Async: random read, 4 KiB, 16 in flight", Operation::Read, MANY_IN_FLIGHT)
+        .through_io_uring(),
+    random("Async: random write, 4 KiB, 16 in flight", Operation::Write, MANY_IN_FLIGHT)
+        .through_io_uring(),
 ];
 
 const fn sequential(name: &'static str, operation: Operation, scattered: bool) -> Case {
     let metric = Metric::higher(name, "MiB/s");
-    Case { metric, operation, order: Order::Sequential, in_flight: 1, scattered }
+    let device = SYNC_DEVICE;
+    Case { metric, device, operation, order: Order::Sequential, in_flight: 1, scattered }
 }
 
 const fn random(name: &'static str, operation: Operation, in_flight: u32) -> Case {
     let metric = Metric::higher(name, "IOPS");
-    Case { metric, operation, order: Order::Random, in_flight, scattered: false }
+    let device = SYNC_DEVICE;
+    Case { metric, device, operation, order: Order::Random, in_flight, scattered: false }
 }
 
 /// Runs it.
@@ -58,12 +69,18 @@ const fn random(name: &'static str, operation: Operation, in_flight: u32) -> Cas
 /// # Errors
 /// A machine or a load failed.
 pub fn run(setup: &Setup) -> Result<Recorder> {
-    let disk = make_disk(setup.scratch())?;
-    setup.rounds(ROUNDS, |subject, recorder| round(setup, &disk, subject, recorder))
+    let disks = [make_disk(setup.scratch(), "disk")?, make_disk(setup.scratch(), "async-disk")?];
+    setup.rounds(ROUNDS, |subject, recorder| round(setup, &disks, subject, recorder))
 }
 
-fn round(setup: &Setup, disk: &Path, subject: &Subject, recorder: &mut Recorder) -> Result<()> {
-    let vm = Vm::start(setup, &subject.program, &Machine::small().drive(disk, false))?;
+fn round(
+    setup: &Setup,
+    [disk, async_disk]: &[PathBuf; 2],
+    subject: &Subject,
+    recorder: &mut Recorder,
+) -> Result<()> {
+    let machine = Machine::small().drive(disk, false).async_drive(async_disk);
+    let vm = Vm::start(setup, &subject.program, &machine)?;
     vm.wait_until_ready()?;
     let agent = vm.agent();
     let explain = |error: anyhow::Error| vm.process().explain(format!("{error:#}"));
@@ -81,13 +98,18 @@ fn round(setup: &Setup, disk: &Path, subject: &Subject, recorder: &mut Recorder)
 }
 
 impl Case {
+    const fn through_io_uring(mut self) -> Self {
+        self.device = ASYNC_DEVICE;
+        self
+    }
+
     fn load(&self, quick: bool) -> BlockLoad {
         let (block_bytes, count) = match self.order {
             Order::Sequential => (SEQUENTIAL_BYTES, SEQUENTIAL_REQUESTS),
             Order::Random => (RANDOM_BYTES, RANDOM_REQUESTS),
         };
         BlockLoad {
-            device: DEVICE.into(),
+            device: self.device.into(),
             operation: self.operation,
             order: self.order,
             block_bytes,
@@ -99,8 +121,8 @@ impl Case {
 }
 
 /// A disk without holes: the first write of a page of tmpfs costs more than all later ones.
-fn make_disk(directory: &Path) -> Result<PathBuf> {
-    let path = directory.join("disk");
+fn make_disk(directory: &Path, name: &str) -> Result<PathBuf> {
+    let path = directory.join(name);
     let making = || format!("cannot make the disk {}", path.display());
     let mut file = File::create(&path).with_context(making)?;
     let piece = vec![0x5a; SEQUENTIAL_BYTES as usize];
@@ -118,7 +140,7 @@ mod tests {
     #[test]
     fn the_disk_has_no_holes() {
         let directory = tempfile::tempdir().unwrap();
-        let metadata = std::fs::metadata(make_disk(directory.path()).unwrap()).unwrap();
+        let metadata = std::fs::metadata(make_disk(directory.path(), "disk").unwrap()).unwrap();
         let allocated_bytes = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
         assert_eq!(metadata.len(), DISK_BYTES);
         assert!(allocated_bytes >= DISK_BYTES, "{allocated_bytes}");

@@ -37,8 +37,8 @@ pub struct Machine {
     pub memory_mib: u64,
     /// The kernel's command line.
     pub boot_args: String,
-    /// Raw disks and whether they are read-only: /dev/vda, /dev/vdb, ...
-    pub drives: Vec<(PathBuf, bool)>,
+    /// /dev/vda, /dev/vdb, ...
+    pub drives: Vec<Drive>,
 }
 
 impl Machine {
@@ -50,7 +50,13 @@ impl Machine {
 
     /// The same with one more disk.
     pub fn drive(mut self, path: &Path, read_only: bool) -> Self {
-        self.drives.push((path.into(), read_only));
+        self.drives.push(Drive { path: path.into(), read_only, io_engine: "Sync" });
+        self
+    }
+
+    /// The same with one more disk, through io_uring.
+    pub fn async_drive(mut self, path: &Path) -> Self {
+        self.drives.push(Drive { path: path.into(), read_only: false, io_engine: "Async" });
         self
     }
 
@@ -67,12 +73,13 @@ impl Machine {
 
     /// Firecracker's configuration file.
     pub fn config(&self, kernel: &Path, initramfs: &Path, vsock: &Path) -> Value {
-        let drive = |(index, (path, read_only)): (usize, &(PathBuf, bool))| {
+        let drive = |(index, drive): (usize, &Drive)| {
             json!({
                 "drive_id": format!("disk{index}"),
-                "path_on_host": path,
+                "path_on_host": drive.path,
                 "is_root_device": false,
-                "is_read_only": read_only,
+                "is_read_only": drive.read_only,
+                "io_engine": drive.io_engine,
             })
         };
         json!({
@@ -86,6 +93,15 @@ impl Machine {
             "vsock": { "guest_cid": GUEST_CID, "uds_path": vsock },
         })
     }
+}
+
+/// A raw disk.
+#[derive(Debug, Clone)]
+pub struct Drive {
+    path: PathBuf,
+    read_only: bool,
+    /// `Sync` or `Async`.
+    io_engine: &'static str,
 }
 
 /// A VMM that runs. Dropping it kills it.
@@ -285,7 +301,7 @@ mod tests {
             },
             "drives": [{
                 "drive_id": "disk0", "path_on_host": "/d",
-                "is_root_device": false, "is_read_only": true,
+                "is_root_device": false, "is_read_only": true, "io_engine": "Sync",
             }],
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
             "vsock": { "guest_cid": 3, "uds_path": "/v" },
