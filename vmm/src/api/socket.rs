@@ -6,10 +6,15 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
-use rustix::process::umask;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 
 use crate::config::{Occupant, occupant};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -75,11 +80,13 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 /// Binds with mode 0600 from the first moment: a client that got in would stay in.
 fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
-    // Another thread that creates a file meanwhile gets it with fewer permissions, never more.
-    let before = umask(Mode::from_raw_mode(0o177));
-    let result = UnixListener::bind(path);
-    umask(before);
-    result
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    // The file gets the mode that the socket has by then.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn lock_directory_of(path: &Path) -> Result<File, SocketError> {

@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustix::{
+    fs::Mode,
     io::Errno,
     net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
@@ -68,7 +69,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Listens at this path. A socket that a dead pager left is replaced.
+    /// Listens at this path, for its own user. A socket that a dead pager left is replaced.
     ///
     /// # Errors
     /// See [`ServiceError`].
@@ -80,6 +81,8 @@ impl Host {
         };
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let listener = socket_with(family, kind, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        // The file gets the mode that the socket has by then.
+        rustix::fs::fchmod(&listener, Mode::RUSR | Mode::WUSR).map_err(failed)?;
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         match bind(&listener, &address) {
             Err(Errno::ADDRINUSE) => {

@@ -224,6 +224,8 @@ fn two_pagers_do_not_share_a_socket_and_a_dead_ones_is_replaced() {
     assert!(matches!(error, ServiceError::Busy { .. }), "{error}");
     place.open();
     place.open();
+    let mode = std::fs::metadata(place.socket()).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
     let error = Service::connect(&place.0.join("nobody")).unwrap_err().to_string();
     assert!(error.contains("nobody"), "{error}");
 }
