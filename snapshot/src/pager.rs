@@ -169,7 +169,13 @@ impl Pager {
                 Box::new(move || held(link.watch(&common, on_failure)))
             }
         };
-        let thread = thread::Builder::new().name("pager".to_owned()).spawn(work);
+        let guarded = move || {
+            let guard = AbortOnPanic;
+            let held = work();
+            std::mem::forget(guard);
+            held
+        };
+        let thread = thread::Builder::new().name("pager".to_owned()).spawn(guarded);
         let thread = thread.map_err(StartError::Thread)?;
         Ok(Self { status, local, pieces, thread: Some(thread) })
     }
@@ -229,12 +235,10 @@ impl std::fmt::Debug for Pager {
 /// closed as soon as nobody may: who gives memory back would wait for us to hear of it. So it is
 /// handed on if memory is not complete.
 fn serve(mut server: Server, on_failure: impl FnOnce(PagerError)) -> Option<Server> {
-    let guard = AbortOnPanic;
     if let Err(error) = server.run() {
         on_failure(error);
         server.status.wait_for_end();
     }
-    std::mem::forget(guard);
     (!server.status.is_complete.load(Ordering::Acquire)).then_some(server)
 }
 
