@@ -37,7 +37,9 @@ pub enum LoadError {
     SharedRecording,
     #[error("network_overrides is not supported: there is no network device yet")]
     Network,
-    #[error("clock_realtime is not supported: it is of x86 machines; the clock here is right")]
+    #[error(
+        "clock_realtime is not supported yet: the guest's wall clock goes on from when it was saved"
+    )]
     Clock,
     #[error("vsock_override is given, but the machine has no vsock device")]
     NoVsock,

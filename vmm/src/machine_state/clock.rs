@@ -1,8 +1,8 @@
 //! The guest's counter. All vCPUs of a machine read the same one, so it is saved once.
 //!
 //! It stands still while the machine does not exist: to the guest, a suspend takes no time. Timers
-//! that were to run out later run out that much later, and none runs out all at once. Wall clock
-//! time is told to the guest by other means.
+//! that were to run out later run out that much later, and none runs out all at once. The wall clock
+//! stands still with it: nobody tells the guest yet what time it is.
 
 use rotifer_snapshot::Tag;
 use serde::{Deserialize, Serialize};
