@@ -57,24 +57,6 @@ fn place() -> (TempDir, PathBuf) {
     (directory, snapshot)
 }
 
-#[test]
-fn a_guest_goes_on_where_it_was_with_1_2_and_4_vcpus() {
-    for vcpus in [1, 2, 4] {
-        let (_directory, snapshot) = place();
-        let vm = start(vcpus);
-        vm.shell("(sleep 2; echo woken > /tmp/woken) > /dev/null 2>&1 & true");
-        assert_eq!((visit(&vm), visit(&vm)), (1, 2));
-        let uptime =
-            |vm: &Vm| -> f64 { vm.shell("cut -d ' ' -f 1 /proc/uptime").trim().parse().unwrap() };
-        let before = uptime(&vm);
-        let vm = suspend_and_restore(vm, vcpus, &snapshot, "Full");
-        assert_eq!(visit(&vm), 3, "the app counts on");
-        assert!(uptime(&vm) >= before, "the guest's clock went backwards");
-        vm.shell("while [ ! -e /tmp/woken ]; do sleep 0.1; done");
-        assert_eq!(vm.shell("nproc").trim(), vcpus.to_string());
-    }
-}
-
 /// A process of the guest that is in the middle of everything that a suspend could break: it counts,
 /// writes a file, talks to itself over TCP, sleeps, and reads random numbers, and says each second
 /// what it has done.
@@ -113,7 +95,7 @@ while True:
 "#;
 
 #[test]
-fn a_process_in_the_middle_of_everything_does_not_notice() {
+fn a_guest_in_the_middle_of_everything_goes_on_with_1_2_and_4_vcpus() {
     for vcpus in [1, 2, 4] {
         let (_directory, snapshot) = place();
         let vm = start(vcpus);
@@ -127,6 +109,7 @@ fn a_process_in_the_middle_of_everything_does_not_notice() {
             status.trim().parse().unwrap()
         };
         let before = count(&vm);
+        assert_eq!((visit(&vm), visit(&vm)), (1, 2));
         let vm = suspend_and_restore(vm, vcpus, &snapshot, "Full");
         // It goes on counting, and its timer rings.
         vm.shell(&format!(
@@ -135,6 +118,8 @@ fn a_process_in_the_middle_of_everything_does_not_notice() {
             before + 20
         ));
         assert_eq!(vm.shell("cat /tmp/busy.err"), "", "with {vcpus} vCPUs");
+        assert_eq!(visit(&vm), 3, "the app counts on");
+        assert_eq!(vm.shell("nproc").trim(), vcpus.to_string());
     }
 }
 
