@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -273,6 +273,31 @@ impl Vm {
     /// A further client of an agent that serves.
     pub fn agent_client(&self) -> AgentClient {
         AgentClient::over_vsock(self.vsock_path(), AGENT_PORT).with_timeout(DEADLINE)
+    }
+
+    /// Waits until the web app on the Debian disk listens.
+    ///
+    /// # Panics
+    /// If its log ends before.
+    pub fn await_web_app(&mut self) {
+        let log = self.agent().logs(0, true).expect("follow the app's log");
+        let mut lines = BufReader::new(log).lines().map(|line| line.expect("read the app's log"));
+        assert!(lines.any(|line| line.contains("Listening at")), "{}", self.report());
+    }
+
+    /// Visits the web app; which visit it was.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn visit(&self) -> u64 {
+        let mut tunnel = self.agent_client().tunnel("localhost:8080").expect("reach the web app");
+        tunnel.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("ask the web app");
+        let mut answer = String::new();
+        tunnel.read_to_string(&mut answer).expect("read the web app's answer");
+        let visits = answer
+            .split_once("\r\n\r\n")
+            .and_then(|(_, body)| serde_json::from_str::<Value>(body).ok()?["visits"].as_u64());
+        visits.unwrap_or_else(|| panic!("{answer}\n{}", self.report()))
     }
 
     /// Runs a shell command in the guest, as a root that may do everything, and returns what it

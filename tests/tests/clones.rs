@@ -5,11 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rotifer_tests::{Artifacts, ExitCode, Pager, Vm, VmBuilder};
+use rotifer_tests::{Artifacts, ExitCode, Pager, VmBuilder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -25,21 +24,10 @@ fn snapshot() -> (TempDir, PathBuf) {
     let directory = TempDir::new().unwrap();
     let snapshot = directory.path().join("vm.snap");
     let mut vm = builder().start();
-    let log = BufReader::new(vm.agent().logs(0, true).unwrap());
-    log.lines().map(Result::unwrap).find(|line| line.contains("Listening at")).unwrap();
-    assert_eq!(visit(&vm), 1);
+    vm.await_web_app();
+    assert_eq!(vm.visit(), 1);
     vm.suspend(&snapshot, "Full");
     (directory, snapshot)
-}
-
-/// Visits the web app; which visit it was.
-fn visit(vm: &Vm) -> u64 {
-    let mut tunnel = vm.agent_client().tunnel("localhost:8080").unwrap();
-    tunnel.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    tunnel.read_to_string(&mut answer).unwrap();
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    serde_json::from_str::<Value>(body).unwrap()["visits"].as_u64().unwrap()
 }
 
 /// A line of a process's memory: `Pss`, `Anonymous`, ...; in KiB.
@@ -73,11 +61,11 @@ fn twenty_clones_of_a_web_app_live_side_by_side_in_little_more_than_one() {
     });
     let mut numbers = Vec::new();
     for clone in &clones {
-        assert_eq!(visit(clone), 2, "each goes on from the same memory");
+        assert_eq!(clone.visit(), 2, "each goes on from the same memory");
         numbers.push(clone.shell("head -c 16 /dev/urandom | sha256sum"));
     }
     // The first one still lives when the last one does.
-    assert_eq!(visit(&clones[0]), 3);
+    assert_eq!(clones[0].visit(), 3);
     numbers.sort_unstable();
     numbers.dedup();
     assert_eq!(numbers.len(), clones.len(), "clones drew the same random numbers");
@@ -110,17 +98,17 @@ fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
     assert!(written > 4 << 20 && written < before / 2, "{written} of {before} bytes");
     let clone = builder().restore_shared(&second, &pager);
     assert_eq!(clone.shell("sha256sum < /tmp/changed"), sum);
-    assert_eq!(visit(&clone), 2);
+    assert_eq!(clone.visit(), 2);
     // A machine of the first one beside it has nothing of that.
     let other = builder().restore_shared(&first, &pager);
     assert!(other.agent_client().stat(Path::new("/tmp/changed")).is_err());
-    assert_eq!(visit(&other), 2);
+    assert_eq!(other.visit(), 2);
     // A snapshot of its own stands alone.
     let alone = TempDir::new().unwrap();
     let alone_path = alone.path().join("alone.snap");
     other.suspend(&alone_path, "Full");
     drop((other, clone, directory, pager));
-    assert_eq!(visit(&builder().restore(&alone_path)), 3);
+    assert_eq!(builder().restore(&alone_path).visit(), 3);
 }
 
 #[test]
@@ -128,7 +116,7 @@ fn a_recorded_working_set_is_in_the_snapshot_and_of_use_to_its_machines() {
     let (directory, snapshot) = snapshot();
     let recorded = directory.path().join("recorded.snap");
     let vm = builder().restore_recording(&snapshot);
-    assert_eq!(visit(&vm), 2);
+    assert_eq!(vm.visit(), 2);
     let paused = json!({ "state": "Paused" });
     assert_eq!(vm.api("PATCH", "/vm", Some(&paused)).0, 204);
     let body = json!({ "snapshot_path": recorded });
@@ -145,11 +133,11 @@ fn a_recorded_working_set_is_in_the_snapshot_and_of_use_to_its_machines() {
     println!("read {} pages, wrote {}", pages(false), pages(true));
     assert!(pages(true) > 100 && pages(false) > pages(true), "{runs:?}");
     // It is a snapshot as the other one is, for machines that share and for those that do not.
-    assert_eq!(visit(&builder().restore(&recorded)), 2);
+    assert_eq!(builder().restore(&recorded).visit(), 2);
     let pager = Pager::start();
     let clones = [(); 3].map(|()| builder().restore_shared(&recorded, &pager));
     for clone in &clones {
-        assert_eq!(visit(clone), 2);
+        assert_eq!(clone.visit(), 2);
         clone.shell("head -c 8388608 /dev/urandom | sha256sum");
     }
     // What a machine was recorded for is the snapshot's that it comes from, and no other's.
@@ -191,6 +179,6 @@ fn damage_ends_a_machine_that_shares_memory_and_not_its_pager() {
     let mut vm = builder().start_restore_shared(&copy, &other);
     vm.wait_for_exit(ExitCode::VmmFailure);
     assert!(vm.messages.all().contains("digest"), "{}", vm.report());
-    assert_eq!(visit(&sound), 2);
-    assert_eq!(visit(&builder().restore_shared(&snapshot, &other)), 2, "the pager lives on");
+    assert_eq!(sound.visit(), 2);
+    assert_eq!(builder().restore_shared(&snapshot, &other).visit(), 2, "the pager lives on");
 }

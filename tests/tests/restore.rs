@@ -5,11 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rotifer_tests::{Vm, VmBuilder};
-use serde_json::Value;
 use tempfile::TempDir;
 
 fn builder(vcpus: u64) -> VmBuilder {
@@ -19,19 +17,8 @@ fn builder(vcpus: u64) -> VmBuilder {
 /// A Debian guest whose web app listens.
 fn start(vcpus: u64) -> Vm {
     let mut vm = builder(vcpus).start();
-    let log = BufReader::new(vm.agent().logs(0, true).unwrap());
-    log.lines().map(Result::unwrap).find(|line| line.contains("Listening at")).unwrap();
+    vm.await_web_app();
     vm
-}
-
-/// Visits the web app; which visit it was.
-fn visit(vm: &Vm) -> u64 {
-    let mut tunnel = vm.agent_client().tunnel("localhost:8080").unwrap();
-    tunnel.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    tunnel.read_to_string(&mut answer).unwrap();
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    serde_json::from_str::<Value>(body).unwrap()["visits"].as_u64().unwrap()
 }
 
 /// Suspends the machine, kills its process, and restores it.
@@ -109,7 +96,7 @@ fn a_guest_in_the_middle_of_everything_goes_on_with_1_2_and_4_vcpus() {
             status.trim().parse().unwrap()
         };
         let before = count(&vm);
-        assert_eq!((visit(&vm), visit(&vm)), (1, 2));
+        assert_eq!((vm.visit(), vm.visit()), (1, 2));
         let vm = suspend_and_restore(vm, vcpus, &snapshot, "Full");
         // It goes on counting, and its timer rings.
         vm.shell(&format!(
@@ -118,7 +105,7 @@ fn a_guest_in_the_middle_of_everything_goes_on_with_1_2_and_4_vcpus() {
             before + 20
         ));
         assert_eq!(vm.shell("cat /tmp/busy.err"), "", "with {vcpus} vCPUs");
-        assert_eq!(visit(&vm), 3, "the app counts on");
+        assert_eq!(vm.visit(), 3, "the app counts on");
         assert_eq!(vm.shell("nproc").trim(), vcpus.to_string());
     }
 }
@@ -132,7 +119,7 @@ fn a_second_suspend_writes_only_what_has_changed() {
     let sum = vm.shell("sha256sum < /tmp/changed");
     let vm = suspend_and_restore(vm, 1, &second, "Diff");
     assert_eq!(vm.shell("sha256sum < /tmp/changed"), sum);
-    assert_eq!(visit(&vm), 1);
+    assert_eq!(vm.visit(), 1);
     let [small, large] = pack_sizes(directory.path())[..] else { panic!("two packs") };
     assert!(small > 4 << 20 && small < large / 2, "{small} and {large} bytes");
     drop(vm);
@@ -150,7 +137,7 @@ fn clones_of_one_snapshot_live_side_by_side_and_draw_different_numbers() {
     let clones = [(); 3].map(|()| builder(1).restore(&snapshot));
     let mut numbers = Vec::new();
     for clone in &clones {
-        assert_eq!(visit(clone), 1);
+        assert_eq!(clone.visit(), 1);
         numbers.push(clone.shell("head -c 16 /dev/urandom | sha256sum"));
     }
     numbers.sort_unstable();

@@ -32,10 +32,11 @@ pub use document::{
     Vsock,
 };
 pub(crate) use drive::check_drives;
-pub use error::{Error, report};
+pub use error::Error;
 pub(crate) use file::{Occupant, occupant};
 pub(crate) use plan::why_unsupported;
 pub use plan::{Boot, Console, Disk, Plan, VsockPlan};
+pub use rotifer_snapshot::report;
 
 /// The most bytes a configuration file may have.
 ///

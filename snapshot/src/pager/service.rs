@@ -155,15 +155,3 @@ pub enum ServiceError {
     #[error("start a thread for a machine")]
     Thread(#[source] io::Error),
 }
-
-/// An error and its causes, for the other side.
-pub(super) fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

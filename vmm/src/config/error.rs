@@ -119,18 +119,6 @@ impl Error {
     }
 }
 
-/// An error and all its causes on one line, for a person or an API client.
-pub fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// A value as messages show it: on one line, and not longer than a line.
 fn shown(value: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 160;

@@ -25,7 +25,7 @@ use rustix::{
 
 use super::{
     Answer, Request, Service, ServiceError, VERSION, WORKING_SET_RUNS_MAX, WRITTEN_BLOCKS_MAX,
-    Wishes, text, wire::Peer,
+    Wishes, wire::Peer,
 };
 use crate::{
     id::SnapshotId,
@@ -42,6 +42,7 @@ use crate::{
         space::{Piece, Region, Space},
         userfault::{LazyMemory, Userfault},
     },
+    report::report,
     snapshot::{Snapshot, read_manifest},
     source::PageSource,
 };
@@ -128,7 +129,7 @@ impl Host {
             let on_trouble = Arc::clone(&on_trouble);
             let serve = move || {
                 if let Err(error) = serve(&images, &peer) {
-                    let reason = text(&error);
+                    let reason = report(&error);
                     let _they_may_be_gone = peer.send(&Answer::Refused { reason }, &[]);
                     on_trouble(&error);
                 }
@@ -273,7 +274,7 @@ impl Machine {
             // The machine is gone, or says something that nobody asked.
             Ok(()) => Ok(()),
             Err(error) => {
-                let reason = text(&error);
+                let reason = report(&error);
                 match peer.send(&Answer::Failed { reason: reason.clone() }, &[]) {
                     // A machine that ended in the middle is no trouble.
                     Err(ServiceError::Gone) => Ok(()),

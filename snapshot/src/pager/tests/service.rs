@@ -297,7 +297,7 @@ fn scene() {
     let mapping = Mapping::Service(place.open());
     let options = Options { mapping, reach: Reach::Chunk, ..Options::default() };
     let fail = |error: PagerError| {
-        eprintln!("{}", super::super::service::text(&error));
+        eprintln!("{}", crate::report(&error));
         std::process::exit(ENDED);
     };
     let _pager = Pager::start(&memory, source, userfault().unwrap(), options, fail).unwrap();
