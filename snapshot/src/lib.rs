@@ -18,7 +18,6 @@ mod id;
 mod image_reader;
 mod inspect;
 pub mod layout;
-mod machine_sections;
 pub mod manifest;
 mod memory_source;
 mod name;
@@ -43,7 +42,6 @@ pub use id::{Digest, PackId, SnapshotId};
 pub use image_reader::ImageReader;
 pub use inspect::{ImageInspection, Inspection, LayerInspection, SectionInspection};
 pub use layout::{BlockIndex, ChunkIndex, PageIndex};
-pub use machine_sections::{MachineSectionError, MachineSections};
 pub use manifest::{
     Architecture, Image, ImageKind, MachineSection, Manifest, ManifestError, MemoryRegion, PageRun,
 };

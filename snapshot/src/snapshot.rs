@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::id::{PackId, SnapshotId};
 use crate::image_reader::ImageReader;
-use crate::machine_sections::MachineSections;
 use crate::manifest::{HEADER_BYTES, Header, Manifest, ManifestError};
 use crate::name::Name;
 use crate::pack::{Pack, PackError, PackSearch};
@@ -164,11 +163,6 @@ impl Snapshot {
     pub fn memory(&self) -> Result<ImageReader, OpenError> {
         let memory = self.manifest.memory().ok_or_else(|| self.no_image("RAM"))?;
         self.image(&memory.image.name)
-    }
-
-    /// The states of the machine's parts, each to be taken once.
-    pub fn machine(&self) -> MachineSections<'_> {
-        MachineSections::new(&self.manifest.machine)
     }
 
     /// Those that are open, each once.
