@@ -6,6 +6,7 @@ use crate::limits::{CONNECTIONS_MAX_COUNT, EXECS_MAX_COUNT};
 use crate::logs::Logs;
 use crate::process::reaper::Scope;
 use crate::process::{Reaper, Spawner};
+use crate::restored;
 use crate::timeline::Timeline;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -48,6 +49,8 @@ pub struct Agent {
     pub reaper: Reaper,
     /// How processes are started.
     pub spawner: Spawner,
+    /// Who hears of restores, if this is a guest's.
+    pub restores: Option<restored::Watch>,
     /// Room for connections.
     pub connections: Arc<Semaphore>,
     /// Room for commands started over the API.
@@ -63,7 +66,7 @@ impl Agent {
     /// # Errors
     /// SIGCHLD cannot be listened to.
     pub fn guest_of_a_process() -> io::Result<Self> {
-        Self::new(Timeline::default(), Scope::Watched, Spawner::default(), Console::off())
+        Self::new(Timeline::default(), Scope::Watched, Spawner::default(), Console::off(), None)
     }
 
     /// An agent.
@@ -75,6 +78,7 @@ impl Agent {
         scope: Scope,
         spawner: Spawner,
         console: Console,
+        restores: Option<restored::Watch>,
     ) -> io::Result<Self> {
         Ok(Self {
             timeline,
@@ -83,6 +87,7 @@ impl Agent {
             app: App::default(),
             reaper: Reaper::new(scope)?,
             spawner,
+            restores,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX_COUNT)),
             execs: Arc::new(Semaphore::new(EXECS_MAX_COUNT)),
             shutdown: Cell::new(None),

@@ -45,6 +45,9 @@ pub async fn serve(listener: Listener, agent: Rc<Agent>) {
         match listener.accept().await {
             Ok(stream) => match agent.connections.clone().try_acquire_owned() {
                 Ok(permit) => {
+                    if let Some(restores) = &agent.restores {
+                        restores.catch_up();
+                    }
                     tokio::task::spawn_local(serve_connection(stream, agent.clone(), permit));
                 }
                 // The socket's buffer is empty: it takes this, or the connection is gone.

@@ -11,6 +11,7 @@ mod system;
 use crate::agent::{Agent, Shutdown, ShutdownMode};
 use crate::api::error::chain;
 use crate::app;
+use crate::clock::HostClock;
 use crate::cmdline::{CmdlineError, Options};
 use crate::console::{Console, kernel_log};
 use crate::limits::{AGENT_PORT, BLOCKING_THREADS_MAX_COUNT, READY_TIMEOUT};
@@ -18,6 +19,7 @@ use crate::process::reaper::Scope;
 use crate::process::spawn::Group;
 use crate::process::spec::{APP_FILE, Capabilities, SpecError};
 use crate::process::{ProcessSpec, Spawner, StdioPlan};
+use crate::restored;
 use crate::server::{Listener, serve};
 use crate::timeline::{Moment, Timeline};
 use crate::vsock;
@@ -99,19 +101,34 @@ fn live(timeline: Timeline) -> Result<ShutdownMode, InitError> {
     timeline.note(Moment::RootMounted);
     mounts::mount_rest(on_disk);
     system::settle(options.hostname.as_deref());
+    let clock = HostClock::find_and_set();
     let app = app_spec(&options)?;
 
     let runtime = runtime()
         .map_err(|source| InitError::System { attempt: "start the event loop", source })?;
     let mode = LocalSet::new().block_on(&runtime, async {
         let spawner = Spawner { manages_credentials: true, cgroups: system::make_cgroups() };
-        let agent = Agent::new(timeline, Scope::Everything, spawner, Console::on_demand())
+        let restores = watch_restores(clock);
+        let console = Console::on_demand();
+        let agent = Agent::new(timeline, Scope::Everything, spawner, console, restores)
             .map_err(|source| InitError::System { attempt: "listen to SIGCHLD", source })?;
         Ok(serve_guest(Rc::new(agent), app, options.shell).await)
     });
     // A helper thread that a broken disk holds in the kernel is not waited for.
     runtime.shutdown_timeout(HELPERS_TIMEOUT);
     mode
+}
+
+/// A guest that does not hear of its restores has a wrong wall clock after them: told, but no reason
+/// not to start.
+fn watch_restores(clock: HostClock) -> Option<restored::Watch> {
+    match restored::Watch::start(clock) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            kernel_log(&format!("the guest will not notice that it was restored: {error}"));
+            None
+        }
+    }
 }
 
 /// The event loop, on this thread.
@@ -144,6 +161,12 @@ fn app_spec(options: &Options) -> Result<Option<ProcessSpec>, InitError> {
 async fn serve_guest(agent: Rc<Agent>, app: Option<ProcessSpec>, shell: bool) -> ShutdownMode {
     let reaper = agent.clone();
     tokio::task::spawn_local(async move { reaper.reaper.run().await });
+    let restored = agent.clone();
+    tokio::task::spawn_local(async move {
+        if let Some(restores) = &restored.restores {
+            restores.run().await;
+        }
+    });
     power::obey_signals(&agent);
     let listener = vsock::Listener::bind(AGENT_PORT);
     match (app, shell) {

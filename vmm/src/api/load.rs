@@ -38,7 +38,8 @@ pub enum LoadError {
     #[error("network_overrides is not supported: there is no network device yet")]
     Network,
     #[error(
-        "clock_realtime is not supported yet: the guest's wall clock goes on from when it was saved"
+        "clock_realtime is not supported: the guest's counter goes on from where it was, and its \
+         agent sets the wall clock after every restore; leave the key out"
     )]
     Clock,
     #[error("vsock_override is given, but the machine has no vsock device")]

@@ -2,7 +2,7 @@
 //!
 //! It stands still while the machine does not exist: to the guest, a suspend takes no time. Timers
 //! that were to run out later run out that much later, and none runs out all at once. The wall clock
-//! stands still with it: nobody tells the guest yet what time it is.
+//! stands still with it, until the guest's agent hears of the new generation and sets it.
 
 use rotifer_snapshot::Tag;
 use serde::{Deserialize, Serialize};
