@@ -1,6 +1,10 @@
 //! Every fuzz target, each for a bounded time.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -26,30 +30,39 @@ pub fn run_all(paths: &Paths, seconds: u64) -> Result<Count> {
         bail!("{MANIFEST} lists no fuzz target");
     }
     step("building the fuzz targets", || run(&mut command(paths, &tool, &["build"])))?;
-    let mut counts = Vec::new();
-    for target in targets {
-        say(&format!("fuzzing {target} for {seconds} s"));
-        let mut fuzz = command(paths, &tool, &["run"]);
-        fuzz.args([&target, "--", &format!("-max_total_time={seconds}")]);
-        fuzz.arg(format!("-timeout={INPUT_TIMEOUT_S}"));
-        fuzz.arg(format!("-rss_limit_mb={MEMORY_LIMIT_MIB}"))
-            .args(["-print_final_stats=1", "-verbosity=0"]);
-        let result = run(&mut fuzz);
-        if let Err(error) = &result {
-            say(&format!("{target}: {error:#}; the input is in tests/fuzz/artifacts/{target}"));
-        }
-        println!("fuzz {target} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
-        counts.push(Count::of(result.is_ok()));
+    // Each is one thread that computes, so as many at a time as there are CPUs.
+    let at_a_time = thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new(targets.into_iter());
+    let next = || queue.lock().ok()?.next();
+    let worker = || std::iter::from_fn(next).map(|it| fuzz(paths, &tool, &it, seconds)).sum();
+    let counts: Vec<thread::Result<Count>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_a_time).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join()).collect()
+    });
+    Ok(counts.into_iter().map(|count| count.unwrap_or_else(|_| Count::one_failure())).sum())
+}
+
+fn fuzz(paths: &Paths, tool: &Path, target: &str, seconds: u64) -> Count {
+    say(&format!("fuzzing {target} for {seconds} s"));
+    let mut fuzz = command(paths, tool, &["run"]);
+    fuzz.args([target, "--", &format!("-max_total_time={seconds}")]);
+    fuzz.arg(format!("-timeout={INPUT_TIMEOUT_S}"));
+    fuzz.arg(format!("-rss_limit_mb={MEMORY_LIMIT_MIB}"));
+    fuzz.args(["-print_final_stats=1", "-verbosity=0"]);
+    let result = run(&mut fuzz);
+    if let Err(error) = &result {
+        say(&format!("{target}: {error:#}; the input is in tests/fuzz/artifacts/{target}"));
     }
-    Ok(counts.into_iter().sum())
+    println!("fuzz {target} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
+    Count::of(result.is_ok())
 }
 
 /// The fuzzer instruments with options that a stable compiler hides; Debian's has no sanitizers.
-fn command(paths: &Paths, tool: &std::path::Path, verb: &[&str]) -> std::process::Command {
+fn command(paths: &Paths, tool: &Path, verb: &[&str]) -> std::process::Command {
     let mut cargo = paths.cargo();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories = vec![paths.cache.join("rust/bin")];
-    directories.extend(tool.parent().map(std::path::Path::to_path_buf));
+    directories.extend(tool.parent().map(Path::to_path_buf));
     directories.extend(std::env::split_paths(&path));
     cargo.env("PATH", std::env::join_paths(directories).unwrap_or(path));
     cargo.env("RUSTC_BOOTSTRAP", "1").arg("fuzz").args(verb);
