@@ -9,6 +9,7 @@
 
 mod artifacts;
 mod console;
+mod load;
 mod pager;
 #[cfg(target_arch = "aarch64")]
 mod tracer;
@@ -16,6 +17,7 @@ mod vm;
 
 pub use artifacts::Artifacts;
 pub use console::Console;
+pub use load::{LOAD_DISK_BYTES, LoadedGuest, Look, ask_load, copy_snapshot, start_load};
 pub use pager::Pager;
 #[cfg(target_arch = "aarch64")]
 pub use tracer::{Met, Trouble, trace};

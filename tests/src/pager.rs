@@ -21,11 +21,24 @@ impl Pager {
     /// # Panics
     /// If the host refuses.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One that keeps no more than this of images that no machine uses.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn start_keeping(mib: u64) -> Self {
+        Self::start_with(&["--keep-mib", &mib.to_string()])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
         let directory = TempDir::new().expect("make a temporary directory");
         let artifacts = Artifacts::find();
         let mut child = Command::new(&artifacts.vmm)
             .args(["pager", "--socket"])
             .arg(directory.path().join("pager.sock"))
+            .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -78,7 +78,7 @@ fn run(paths: &Paths, part: &Part, arguments: &TestArguments) -> Result<Count> {
         cases::Kind::Unit => unit::all(paths, arguments.filter.as_deref()),
         cases::Kind::Package(package) => unit::package(paths, package, arguments.filter.as_deref()),
         cases::Kind::UnitArm64 => integration::unit(paths, arguments),
-        cases::Kind::Integration(hosts) => integration::run(paths, &part.name, hosts, arguments),
+        cases::Kind::Integration(routes) => integration::run(paths, &part.name, routes, arguments),
         cases::Kind::Fuzz => fuzz::run_all(paths, arguments.fuzz_seconds),
     }
 }

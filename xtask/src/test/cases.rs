@@ -7,8 +7,14 @@ use clap::ValueEnum;
 
 use crate::{host::variant::Variant, paths::Paths};
 
-/// A line of this form among a file's first comments says where its tests run.
+/// Where the tests of a file run: on one host; or on several, one after the other, each of which runs
+/// the tests of its stop and finds what the ones before it left.
+pub type Route = Vec<Variant>;
+
+/// A line of this form among a file's first comments says where its tests run: on each of the routes
+/// between its commas, `gicv3, gicv2 -> 16k`.
 const HOSTS: &str = "//! hosts:";
+const ARROW: &str = " -> ";
 /// Packages whose unit tests run on any Linux, by the name of their directory.
 const PACKAGES: &[(&str, &str)] = &[
     ("snapshot", "rotifer-snapshot"),
@@ -43,8 +49,8 @@ pub enum Kind {
     Package(&'static str),
     /// Unit tests of the code that exists on ARM64 only, on the host
     UnitArm64,
-    /// A file of integration tests, on these hosts
-    Integration(Vec<Variant>),
+    /// A file of integration tests, on each of these routes
+    Integration(Vec<Route>),
     /// Every fuzz target, for a bounded time
     Fuzz,
 }
@@ -63,8 +69,8 @@ impl Part {
             Kind::Unit => "unit tests, on this machine".into(),
             Kind::Package(package) => format!("unit tests of {package}, on this machine"),
             Kind::UnitArm64 => "unit tests of the VMM, on an ARM64 host".into(),
-            Kind::Integration(hosts) => {
-                let names: Vec<&str> = hosts.iter().map(|host| host.name()).collect();
+            Kind::Integration(routes) => {
+                let names: Vec<String> = routes.iter().map(|route| name_of(route)).collect();
                 format!("microVMs, on hosts of kind {}", names.join(", "))
             }
             Kind::Fuzz => "fuzz targets, for a bounded time".into(),
@@ -90,29 +96,32 @@ pub fn find(paths: &Paths) -> Result<Vec<Part>> {
     files.sort();
     for path in files {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        parts.push(Part::new(&name, Kind::Integration(hosts_of(&path)?)));
+        parts.push(Part::new(&name, Kind::Integration(routes_of(&path)?)));
     }
     parts.push(Part::new("fuzz", Kind::Fuzz));
     Ok(parts)
 }
 
-fn hosts_of(path: &Path) -> Result<Vec<Variant>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path:?}"))?;
-    parse_hosts(&text).with_context(|| format!("the hosts of {}", path.display()))
+/// A route as it is written in the files.
+pub fn name_of(route: &[Variant]) -> String {
+    let names: Vec<&str> = route.iter().map(|host| host.name()).collect();
+    names.join(ARROW)
 }
 
-fn parse_hosts(text: &str) -> Result<Vec<Variant>> {
+fn routes_of(path: &Path) -> Result<Vec<Route>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path:?}"))?;
+    parse_routes(&text).with_context(|| format!("the hosts of {}", path.display()))
+}
+
+fn parse_routes(text: &str) -> Result<Vec<Route>> {
     let Some(line) = text.lines().find_map(|line| line.strip_prefix(HOSTS)) else {
-        return Ok(vec![Variant::Gicv3]);
+        return Ok(vec![vec![Variant::Gicv3]]);
     };
-    let mut hosts = Vec::new();
-    for name in line.split(',').map(str::trim) {
-        match Variant::from_str(name, false) {
-            Ok(host) => hosts.push(host),
-            Err(_) => bail!("there is no host of kind {name:?}"),
-        }
-    }
-    Ok(hosts)
+    let host = |name: &str| match Variant::from_str(name.trim(), false) {
+        Ok(host) => Ok(host),
+        Err(_) => bail!("there is no host of kind {:?}", name.trim()),
+    };
+    line.split(',').map(|route| route.split(ARROW.trim()).map(host).collect()).collect()
 }
 
 #[cfg(test)]
@@ -123,17 +132,24 @@ mod tests {
     fn a_file_says_on_which_hosts_it_runs() {
         let text = "//! Boots.\n//!\n//! hosts: gicv3, gicv2,16k\n\nuse x;\n";
         let hosts = [Variant::Gicv3, Variant::Gicv2, Variant::Pages16k];
-        assert_eq!(parse_hosts(text).unwrap(), hosts);
+        assert_eq!(parse_routes(text).unwrap(), hosts.map(|host| vec![host]));
+    }
+
+    #[test]
+    fn a_file_can_ask_for_several_hosts_one_after_the_other() {
+        let routes = parse_routes("//! hosts: gicv3 -> 16k, sve\n").unwrap();
+        assert_eq!(routes, [vec![Variant::Gicv3, Variant::Pages16k], vec![Variant::Sve]]);
+        assert_eq!(name_of(&routes[0]), "gicv3 -> 16k");
     }
 
     #[test]
     fn a_file_that_says_nothing_runs_on_the_default_host() {
-        assert_eq!(parse_hosts("use x;\n").unwrap(), [Variant::Gicv3]);
+        assert_eq!(parse_routes("use x;\n").unwrap(), [vec![Variant::Gicv3]]);
     }
 
     #[test]
     fn a_misspelt_host_is_refused() {
-        let error = parse_hosts("//! hosts: gicv4\n").unwrap_err().to_string();
+        let error = parse_routes("//! hosts: gicv3 -> gicv4\n").unwrap_err().to_string();
         assert!(error.contains("gicv4"), "{error}");
     }
 }

@@ -1,12 +1,17 @@
 //! Tests that need KVM: built for ARM64, run on the hosts they ask for.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{
     TestArguments,
+    cases::{Route, name_of},
     count::{Count, run_and_count},
 };
 use crate::{
@@ -24,28 +29,62 @@ const PART_TIMEOUT_S: u64 = 1500;
 pub fn run(
     paths: &Paths,
     name: &str,
-    hosts: &[Variant],
+    routes: &[Route],
     arguments: &TestArguments,
 ) -> Result<Count> {
     image::make(paths, &image::ALL)?;
     let build = ["--package", "rotifer-tests", "--test", name];
     let programs = build_tests(paths, name, &build)?;
-    let only = arguments.host.map(|host| vec![host]);
     // An ARM64 machine is the one host it has.
-    let here = [Variant::Gicv3];
-    let hosts = if native::is_arm64() { &here } else { only.as_deref().unwrap_or(hosts) };
+    let only = if native::is_arm64() { Some(Variant::Gicv3) } else { arguments.host };
     let mut counts = Vec::new();
-    for host in hosts {
-        counts.push(run_on(paths, *host, &programs, arguments)?);
+    for route in reduced(routes, only) {
+        counts.push(match route[..] {
+            [host] => run_on(paths, host, &programs, arguments.filter.as_deref(), None)?,
+            _ => travel(paths, name, &route, &programs)?,
+        });
     }
     Ok(counts.into_iter().sum())
+}
+
+/// The routes if there is no other host than `only`, each of them once.
+fn reduced(routes: &[Route], only: Option<Variant>) -> Vec<Route> {
+    let Some(only) = only else { return routes.to_vec() };
+    let mut reduced: Vec<Route> = routes.iter().map(|route| vec![only; route.len()]).collect();
+    reduced.dedup();
+    reduced
+}
+
+/// Runs the tests of each stop, which are in its module, on its host. What they leave to those that
+/// follow is in a directory of the checkout, which all hosts see.
+fn travel(paths: &Paths, name: &str, route: &[Variant], programs: &[PathBuf]) -> Result<Count> {
+    let luggage = paths.root.join("target/routes").join(name);
+    say(&format!("the route {}", name_of(route)));
+    let mut counts = Vec::new();
+    empty(&luggage)?;
+    for (index, host) in route.iter().enumerate() {
+        let stop = format!("stop_{}::", index + 1);
+        let count = run_on(paths, *host, programs, Some(&stop), Some(&luggage))?;
+        counts.push(count);
+        if count.failed > 0 || count.passed == 0 {
+            bail!("{} did not get beyond its stop on {}", name_of(route), host.name());
+        }
+    }
+    empty(&luggage)?;
+    Ok(counts.into_iter().sum())
+}
+
+fn empty(directory: &Path) -> Result<()> {
+    let _not_there_at_first = fs::remove_dir_all(directory);
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {directory:?}"))
 }
 
 /// Runs the VMM's unit tests on a host: much of it does not exist on other machines.
 pub fn unit(paths: &Paths, arguments: &TestArguments) -> Result<Count> {
     let build = ["--package", "rotifer-vmm", "--lib", "--bins"];
     let programs = build_tests(paths, "rotifer-vmm", &build)?;
-    run_on(paths, arguments.host.unwrap_or(Variant::Gicv3), &programs, arguments)
+    let host = arguments.host.unwrap_or(Variant::Gicv3);
+    run_on(paths, host, &programs, arguments.filter.as_deref(), None)
 }
 
 fn build_tests(paths: &Paths, name: &str, selection: &[&str]) -> Result<Vec<PathBuf>> {
@@ -73,7 +112,8 @@ fn run_on(
     paths: &Paths,
     host: Variant,
     programs: &[PathBuf],
-    arguments: &TestArguments,
+    filter: Option<&str>,
+    luggage: Option<&Path>,
 ) -> Result<Count> {
     let mut counts = Vec::new();
     let xtask = std::env::current_exe().context("cannot tell which program this is")?;
@@ -87,7 +127,10 @@ fn run_on(
         runner.args(["runner", "--variant", host.name()]);
         runner.args(["--timeout", &PART_TIMEOUT_S.to_string()]);
         // Machines that boot at the same time slow each other down on an emulated host.
-        runner.arg(program).arg("--test-threads=1").args(arguments.filter.as_deref());
+        runner.arg(program).arg("--test-threads=1").args(filter);
+        if let Some(luggage) = luggage {
+            runner.env("ROTIFER_ROUTE", luggage);
+        }
         counts.push(run_and_count(&mut runner)?);
     }
     Ok(counts.into_iter().sum())
@@ -96,6 +139,15 @@ fn run_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_there_is_one_host_every_stop_is_there() {
+        use Variant::{Gicv3, Pages16k, Sve};
+        let routes = [vec![Gicv3, Pages16k], vec![Pages16k, Gicv3]];
+        assert_eq!(reduced(&routes, None), routes);
+        assert_eq!(reduced(&routes, Some(Sve)), [vec![Sve, Sve]]);
+        assert_eq!(reduced(&[vec![Gicv3], vec![Sve]], Some(Sve)), [vec![Sve]]);
+    }
 
     #[test]
     fn only_test_programs_are_run() {
