@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use crate::artifacts::Artifacts;
 use crate::cli::Arguments;
 use crate::host::Host;
+use crate::probe::mapping;
 use crate::record::{Recorder, Side};
 use crate::{block, boot, clone, fault, idle, memory, resume, suspend, vsock};
 
@@ -115,6 +116,10 @@ pub struct Setup {
     counted: bool,
     /// Many machines at once would take hours.
     pub emulated: bool,
+    /// Of bringing memory back; all of them, if it is empty.
+    pub ways: Vec<String>,
+    /// The guests' sizes; all that a benchmark has, if it is empty.
+    pub memories_mib: Vec<u64>,
     subjects: Vec<Subject>,
     scratch: TempDir,
 }
@@ -136,7 +141,17 @@ impl Setup {
         let scratch = tempfile::Builder::new().prefix("run-").tempdir_in(artifacts.stage());
         let scratch = scratch.context("cannot make a directory for the machines")?;
         let Host { counted, emulated, .. } = *host;
-        Ok(Self { artifacts, quick: arguments.quick, counted, emulated, subjects, scratch })
+        mapping::check(&arguments.ways)?;
+        Ok(Self {
+            artifacts,
+            quick: arguments.quick,
+            counted,
+            emulated,
+            ways: arguments.ways.clone(),
+            memories_mib: arguments.memory_mib.clone(),
+            subjects,
+            scratch,
+        })
     }
 
     /// A directory on tmpfs that goes when the benchmark ends.

@@ -25,6 +25,13 @@ pub struct Arguments {
     /// Fewer rounds and less data: enough to see that it works, too little for figures
     #[arg(long)]
     pub quick: bool,
+    /// Measure only these ways of bringing a guest's memory back, such as `copy,shared`; with resume,
+    /// suspend, clone and fault
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub ways: Vec<String>,
+    /// Measure only guests of so many MiB, and no web app; with resume
+    #[arg(long, value_name = "MIB", value_delimiter = ',')]
+    pub memory_mib: Vec<u64>,
     /// List the benchmarks
     #[arg(long)]
     list: bool,

@@ -39,7 +39,11 @@ struct Case<'a> {
 /// A machine failed.
 pub fn run(setup: &Setup) -> Result<Recorder> {
     let mut cases = Vec::new();
-    for memory_mib in MEMORIES_MIB {
+    let memories_mib = match setup.memories_mib.as_slice() {
+        [] => &MEMORIES_MIB,
+        chosen => chosen,
+    };
+    for memory_mib in memories_mib.iter().copied() {
         for subject in setup.subjects() {
             let shape = Shape { memory_mib, data_mib: DATA_MIB };
             if !has_room(subject, shape)? {
@@ -57,7 +61,7 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
         }
     }
     let mut web_apps = Vec::new();
-    for subject in setup.subjects() {
+    for subject in setup.subjects().iter().filter(|_| setup.memories_mib.is_empty()) {
         let snapshot = web_app::snapshot(setup, subject);
         web_apps.push((subject.side, snapshot.context("cannot make a snapshot of a web app")?));
     }

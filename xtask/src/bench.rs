@@ -40,6 +40,13 @@ pub struct BenchArguments {
     /// Fewer rounds: enough to see that it works
     #[arg(long)]
     quick: bool,
+    /// Measure only these ways of bringing a guest's memory back, such as `copy,shared`; with resume,
+    /// suspend, clone and fault
+    #[arg(long, value_name = "NAMES")]
+    ways: Option<String>,
+    /// Measure only guests of so many MiB, and no web app; with resume
+    #[arg(long, value_name = "MIB")]
+    memory_mib: Option<String>,
 }
 
 /// Runs the benchmarks one after the other; the first failure ends it.
@@ -85,6 +92,9 @@ fn words(name: &str, arguments: &BenchArguments) -> Result<Vec<String>> {
     if let Some(peer) = &arguments.peer {
         let peer = peer.canonicalize().with_context(|| format!("there is no VMM at {peer:?}"))?;
         words.extend(["--peer".to_owned(), peer.to_string_lossy().into_owned()]);
+    }
+    for (option, value) in [("--ways", &arguments.ways), ("--memory-mib", &arguments.memory_mib)] {
+        words.extend(value.iter().flat_map(|value| [option.to_owned(), value.clone()]));
     }
     if arguments.quick {
         words.push("--quick".to_owned());

@@ -21,6 +21,8 @@ const PAGER_LISTENS: &str = "the pager listens";
 
 /// One of them.
 struct Mapping {
+    /// What it is called on the command line.
+    name: &'static str,
     /// Whether memory comes through a pager that all machines of the host share.
     is_shared: bool,
     /// Whether the snapshot tells what will be needed.
@@ -39,18 +41,18 @@ struct Run {
 /// Those of our VMM, a line each. The peer has one, Firecracker's backend `File`, which is set
 /// beside each of them.
 const MAPPINGS: [Mapping; 4] = [
-    alone(false, &[warm("")]),
-    alone(true, &[warm("-ws")]),
-    shared(false, &[first("-shared-first"), warm("-shared")]),
-    shared(true, &[first("-shared-ws-first"), warm("-shared-ws")]),
+    alone("copy", false, &[warm("")]),
+    alone("copy-ws", true, &[warm("-ws")]),
+    shared("shared", false, &[first("-shared-first"), warm("-shared")]),
+    shared("shared-ws", true, &[first("-shared-ws-first"), warm("-shared-ws")]),
 ];
 
-const fn alone(has_working_set: bool, runs: &'static [Run]) -> Mapping {
-    Mapping { is_shared: false, has_working_set, runs }
+const fn alone(name: &'static str, has_working_set: bool, runs: &'static [Run]) -> Mapping {
+    Mapping { name, is_shared: false, has_working_set, runs }
 }
 
-const fn shared(has_working_set: bool, runs: &'static [Run]) -> Mapping {
-    Mapping { is_shared: true, has_working_set, runs }
+const fn shared(name: &'static str, has_working_set: bool, runs: &'static [Run]) -> Mapping {
+    Mapping { name, is_shared: true, has_working_set, runs }
 }
 
 const fn first(suffix: &'static str) -> Run {
@@ -76,6 +78,20 @@ pub const ALL: Wanted = Wanted { working_sets: true, firsts: true };
 impl Wanted {
     fn has(self, mapping: &Mapping, run: &Run) -> bool {
         (self.working_sets || !mapping.has_working_set) && (self.firsts || !run.is_first)
+    }
+}
+
+/// Refuses a way that does not exist.
+///
+/// # Errors
+/// There is one.
+pub fn check(ways: &[String]) -> Result<()> {
+    match ways.iter().find(|way| !MAPPINGS.iter().any(|mapping| mapping.name == **way)) {
+        None => Ok(()),
+        Some(way) => {
+            let names = MAPPINGS.map(|mapping| mapping.name).join(", ");
+            bail!("memory is not brought back by {way:?}: the ways are {names}")
+        }
     }
 }
 
@@ -161,7 +177,9 @@ pub fn with_each(
         }
         return Ok(());
     }
-    for mapping in &MAPPINGS {
+    let is_asked_for =
+        |mapping: &&Mapping| setup.ways.is_empty() || setup.ways.iter().any(|it| it == mapping.name);
+    for mapping in MAPPINGS.iter().filter(is_asked_for) {
         let mut options = options.clone();
         options.with_working_set = mapping.has_working_set;
         let pager = mapping.is_shared.then(|| Pager::start(setup, subject)).transpose()?;
