@@ -109,6 +109,7 @@ pub struct Pager {
     local: LocalMemory,
     /// What was registered at the start.
     pieces: Vec<Piece>,
+    /// None if there was nothing to load from the start.
     thread: Option<JoinHandle<Held>>,
 }
 
@@ -117,7 +118,8 @@ type Held = Option<Box<dyn Send>>;
 
 impl Pager {
     /// Takes over all of guest RAM, which has to be private anonymous memory, and loads it from
-    /// `source` when it is touched. What it holds so far is forgotten.
+    /// `source` when it is touched. What it holds so far is forgotten. `userfault` is asked for if anything
+    /// is to be loaded at all.
     ///
     /// Call it before anything touches guest memory: before vCPUs, devices and the restore of the
     /// interrupt controller, though memory slots of KVM may exist. `on_failure` is called from the
@@ -129,7 +131,7 @@ impl Pager {
     pub fn start<B: Bitmap + Clone + Send + Sync + 'static>(
         memory: &GuestMemoryMmap<B>,
         source: Box<dyn PageSource>,
-        userfault: Userfault,
+        userfault: impl FnOnce() -> Result<Userfault, UserfaultError>,
         options: Options,
         on_failure: impl FnOnce(PagerError) + Send + 'static,
     ) -> Result<Self, StartError> {
@@ -140,14 +142,20 @@ impl Pager {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = stop.map_err(|error| StartError::Thread(error.into()))?;
         let status = Status::new(space.block_count(), is_recording, stop);
-        let lazy = pieces::with_data(space, |block| source.has_data(block));
-        let memory = LazyMemory::new(userfault, space.clone());
+        let data = pieces::with_data(space, |block| source.has_data(block));
+        clear(&local)?;
         let pieces = match &mapping {
-            Mapping::Copy => register(&local, &memory, lazy)?,
-            Mapping::Shared(image) => map(&local, &memory, &lazy, image.view(), &[])?,
-            Mapping::Service(image) => map(&local, &memory, &lazy, image.view(), &written)?,
+            Mapping::Copy => data,
+            Mapping::Shared(image) => map(&local, &data, image.view(), &[])?,
+            Mapping::Service(image) => map(&local, &data, image.view(), &written)?,
         };
         mark_others(space, &pieces, &status.residency);
+        if pieces.is_empty() {
+            status.is_complete.store(true, Ordering::Release);
+            return Ok(Self { status, local, pieces, thread: None });
+        }
+        let memory = LazyMemory::new(userfault()?, space.clone());
+        register(&local, &memory, &pieces, !matches!(mapping, Mapping::Copy))?;
         let (common, registered) = (Arc::clone(&status), pieces.clone());
         let plan = |list| Plan::new(list, reach, chunk_count(space.bytes()));
         let work: Box<dyn FnOnce() -> Held + Send> = match mapping {
@@ -267,25 +275,25 @@ fn check(space: &Space, source: &dyn PageSource) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Private memory, of which these pieces are loaded lazily.
+/// Has these pieces loaded lazily.
 fn register(
     local: &LocalMemory,
     memory: &LazyMemory,
-    pieces: Vec<Piece>,
-) -> Result<Vec<Piece>, StartError> {
-    clear(local)?;
-    for piece in &pieces {
-        memory.register(*piece).map_err(|source| refused(local, LAZY, *piece, source))?;
-    }
-    Ok(pieces)
+    pieces: &[Piece],
+    are_of_file: bool,
+) -> Result<(), StartError> {
+    pieces.iter().try_for_each(|piece| {
+        let registered =
+            if are_of_file { memory.register_file(*piece) } else { memory.register(*piece) };
+        registered.map_err(|source| refused(local, LAZY, *piece, source))
+    })
 }
 
-/// The shared image in these pieces, of which the blocks that nobody has loaded yet, or that are not
-/// to be shared, are loaded lazily: they are returned. The rest stays private, zeroes too: a read
+/// The shared image in these pieces. Those blocks of it that nobody has loaded yet, or that are not to
+/// be shared, have to be loaded lazily: they are returned. The rest stays private, zeroes too: a read
 /// would fill a hole of the image.
 fn map(
     local: &LocalMemory,
-    memory: &LazyMemory,
     mapped: &[Piece],
     image: &ImageView,
     written: &[BlockIndex],
@@ -297,15 +305,10 @@ fn map(
     }
     let written: BTreeSet<_> = written.iter().copied().collect();
     let is_missing = |block| !image.is_resident(block) || written.contains(&block);
-    let pieces = pieces::within(space, mapped, is_missing);
-    clear(local)?;
     for piece in mapped {
         local.map(*piece, image).map_err(|source| refused(local, SHARE, *piece, source))?;
     }
-    for piece in &pieces {
-        memory.register_file(*piece).map_err(|source| refused(local, LAZY, *piece, source))?;
-    }
-    Ok(pieces)
+    Ok(pieces::within(space, mapped, is_missing))
 }
 
 const LAZY: &str = "load lazily";

@@ -127,7 +127,7 @@ impl Found {
         file.by_ref().take(8).read_to_end(&mut magic).map_err(failed("read", &path))?;
         if magic == MAGIC {
             let file = File::open(&path).map_err(failed("open", &path))?;
-            let bytes = read_manifest(file).map_err(failed("read", &path))?;
+            let bytes = read_manifest(&file).map_err(failed("read", &path))?;
             let (manifest, _) = Manifest::decode(&bytes)
                 .map_err(|source| PruneError::Manifest { path: path.clone(), source })?;
             self.named.extend(manifest.layers.iter().map(|(_, layer)| layer.pack));

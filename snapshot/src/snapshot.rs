@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::id::{PackId, SnapshotId};
 use crate::image_reader::ImageReader;
-use crate::manifest::{HEADER_BYTES, Header, Manifest, ManifestError};
+use crate::manifest::{Header, Manifest, ManifestError};
 use crate::name::Name;
 use crate::pack::{Pack, PackError, PackSearch};
 use crate::record::layer_bit;
@@ -20,6 +21,8 @@ pub struct Snapshot {
     manifest: Arc<Manifest>,
     /// By slot; none where no block needs the pack.
     packs: Arc<[Option<Pack>]>,
+    /// Where the manifest was read from, if that was a file.
+    file: Option<Arc<File>>,
 }
 
 /// Why a snapshot cannot be opened.
@@ -90,10 +93,11 @@ impl Snapshot {
     /// See [`OpenError`].
     pub fn open(path: &Path, packs: &PackSearch) -> Result<Self, OpenError> {
         let label = path.display().to_string();
-        let bytes = File::open(path)
-            .and_then(read_manifest)
-            .map_err(|source| OpenError::Read { path: label.clone(), source })?;
-        Self::from_bytes(&label, &bytes, packs)
+        let failed = |source| OpenError::Read { path: label.clone(), source };
+        let file = File::open(path).map_err(failed)?;
+        let bytes = read_manifest(&file).map_err(failed)?;
+        let snapshot = Self::from_bytes(&label, &bytes, packs)?;
+        Ok(Self { file: Some(Arc::new(file)), ..snapshot })
     }
 
     /// Opens a snapshot whose manifest was read from somewhere; `label` is what messages call it.
@@ -133,7 +137,8 @@ impl Snapshot {
             }
             *place = Some(pack.clone());
         }
-        Ok(Self { id: snapshot, manifest: Arc::new(manifest), packs: packs.into() })
+        let manifest = Arc::new(manifest);
+        Ok(Self { id: snapshot, manifest, packs: packs.into(), file: None })
     }
 
     /// Its name: the digest of the manifest.
@@ -170,6 +175,11 @@ impl Snapshot {
         self.packs.iter().flatten()
     }
 
+    /// The file of the manifest, which stays the one that was read when another takes its place.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.file.as_deref()
+    }
+
     pub(crate) fn pack(&self, slot: u8) -> Option<&Pack> {
         self.packs.get(usize::from(slot)).and_then(Option::as_ref)
     }
@@ -179,14 +189,38 @@ impl Snapshot {
     }
 }
 
-/// Reads a manifest, after its header has said how long it is and been believed.
-pub(crate) fn read_manifest(mut file: File) -> io::Result<Vec<u8>> {
+/// Bytes that are read at once: all of a manifest but the largest ones'.
+const PIECE_BYTES: u64 = 64 << 10;
+
+/// Reads a manifest; more than a piece only after its header has said how long it is and been
+/// believed. Where the file stands does not matter, which others may share.
+pub(crate) fn read_manifest(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+    read_until(file, &mut bytes, PIECE_BYTES)?;
     if let Ok(header) = Header::decode(&bytes) {
         // One byte more than there should be is enough to see that there are too many.
-        let rest = header.total_bytes.saturating_sub(HEADER_BYTES as u64).saturating_add(1);
-        file.take(rest).read_to_end(&mut bytes)?;
+        read_until(file, &mut bytes, header.total_bytes.saturating_add(1))?;
     }
     Ok(bytes)
+}
+
+/// Appends what follows in the file, until there are so many bytes or the file ends.
+fn read_until(file: &File, bytes: &mut Vec<u8>, end: u64) -> io::Result<()> {
+    loop {
+        let begin = bytes.len();
+        let count = end.saturating_sub(begin as u64).min(PIECE_BYTES) as usize;
+        bytes.resize(begin.saturating_add(count), 0);
+        let read = match file.read_at(bytes.get_mut(begin..).unwrap_or_default(), begin as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            read => {
+                let read = read?;
+                if read == 0 {
+                    bytes.truncate(begin);
+                    return Ok(());
+                }
+                read
+            }
+        };
+        bytes.truncate(begin.saturating_add(read));
+    }
 }

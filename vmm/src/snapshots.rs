@@ -22,7 +22,6 @@ pub use origin::{Origin, OriginError};
 pub use working_set::record as record_working_set;
 
 use std::io;
-use std::path::PathBuf;
 
 use rotifer_snapshot::pager::service::ServiceError;
 use rotifer_snapshot::pager::{StartError, UserfaultError};
@@ -37,8 +36,6 @@ const RAM: &str = "ram";
 pub enum SnapshotError {
     #[error(transparent)]
     Write(#[from] WriteError),
-    #[error("read the manifest {}", path.display())]
-    Manifest { path: PathBuf, source: io::Error },
     #[error("share memory through the host's pager")]
     Service(#[from] ServiceError),
     #[error("find out which pages of guest RAM are there")]

@@ -78,6 +78,9 @@ pub enum PagerError {
     /// Faults cannot be waited for.
     #[error("wait for the guest's page faults")]
     Wait(#[source] io::Error),
+    /// What the pager has cannot be loaded, and the machine does not bring the files.
+    #[error("ask the machine for the files of its snapshot")]
+    Files(#[source] ServiceError),
     /// The host's pager cannot go on with this machine.
     #[error("the host's pager gives up: {reason}")]
     Service {

@@ -28,20 +28,29 @@ use crate::{
 const RESIDENT: u8 = 1;
 /// A file that is handed over neither shrinks under a mapping nor grows, and is written by nobody
 /// but who mapped it before it was sealed (Linux 5.1).
-const SEALS: SealFlags =
-    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
+/// When all is there, it is written by nobody at all.
+const LAST_SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SEAL);
 
 /// The decoded image of a snapshot in a memory file, in huge pages where the host has them
 /// (`shmem_enabled`). Behind the image lies one byte for each block: whether it is there.
 ///
-/// Only its maker can write it. Others map it, with [`ImageView`].
+/// Only its maker can write it, and nobody any more when all is there. Others map it, with [`ImageView`].
 pub struct SharedImage {
     view: ImageView,
+    /// Whoever loads holds it, so that nobody loads a block again. None if all is there.
+    loading: Mutex<Option<Loading>>,
+    loaded_blocks: AtomicU32,
+}
+
+/// What it takes to load blocks.
+struct Loading {
     /// All of the file, to write.
     window: MmapRegion<()>,
-    /// Content on its way. Whoever loads holds it, so that nobody loads a block again.
-    buffer: Mutex<Box<[u8; BLOCK_BYTES]>>,
-    loaded_blocks: AtomicU32,
+    /// Content on its way.
+    buffer: Box<[u8; BLOCK_BYTES]>,
+    /// Blocks that have data and are not there.
+    missing_blocks: u32,
 }
 
 /// A [`SharedImage`], to read.
@@ -93,11 +102,12 @@ pub(super) enum SharedLoadError {
 }
 
 impl SharedImage {
-    /// An image of which nothing is loaded yet.
+    /// The image of this source, of which nothing is loaded yet.
     ///
     /// # Errors
     /// See [`SharedImageError`].
-    pub fn create(image_bytes: u64) -> Result<Self, SharedImageError> {
+    pub fn create(source: &dyn PageSource) -> Result<Self, SharedImageError> {
+        let image_bytes = source.image_bytes();
         let file_bytes = file_bytes(image_bytes)?;
         let failed = |error: rustix::io::Errno| SharedImageError::Create {
             file_bytes,
@@ -117,12 +127,11 @@ impl SharedImage {
             rustix::mm::madvise(window.as_ptr().cast(), window.size(), Advice::LinuxHugepage)
         };
         let view = ImageView::map(file, image_bytes, file_bytes)?;
-        Ok(Self {
-            view,
-            window,
-            buffer: Mutex::new(block_buffer()),
-            loaded_blocks: AtomicU32::new(0),
-        })
+        let blocks = (0..block_count(image_bytes)).map(BlockIndex);
+        let missing_blocks = blocks.filter(|block| source.has_data(*block)).count() as u32;
+        let loading = Loading { window, buffer: block_buffer(), missing_blocks };
+        let loading = Mutex::new((missing_blocks > 0).then_some(loading));
+        Ok(Self { view, loading, loaded_blocks: AtomicU32::new(0) })
     }
 
     /// What others see of it.
@@ -137,28 +146,45 @@ impl SharedImage {
         block: BlockIndex,
         source: &mut dyn PageSource,
     ) -> Result<bool, SharedLoadError> {
-        if self.view.is_resident(block) {
+        if self.view.is_resident(block) || !source.has_data(block) {
             return Ok(false);
         }
         // Whoever panicked with it published nothing.
-        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Loading { window, buffer, missing_blocks }) = &mut *loading else {
+            return Ok(false);
+        };
         if self.view.is_resident(block) {
             return Ok(false);
         }
-        let pages = source.load_block(block, &mut buffer)?;
-        let window = self.window.as_volatile_slice();
+        let pages = source.load_block(block, buffer)?;
+        let image = window.as_volatile_slice();
         for (first, count) in runs(&pages) {
             let begin = first.saturating_mul(PAGE_BYTES);
             let end = begin.saturating_add(count.saturating_mul(PAGE_BYTES));
             let place = (block.offset_bytes() as usize).saturating_add(begin);
-            window.write_slice(buffer.get(begin..end).unwrap_or_default(), place)?;
+            image.write_slice(buffer.get(begin..end).unwrap_or_default(), place)?;
         }
         let place = state_place(self.view.image_bytes, block)
             .ok_or(VolatileMemoryError::OutOfBounds { addr: block.0 as usize })?;
-        let state: &AtomicU8 = self.window.get_atomic_ref(place)?;
+        let state: &AtomicU8 = window.get_atomic_ref(place)?;
         state.store(RESIDENT, Ordering::Release);
         self.loaded_blocks.fetch_add(1, Ordering::Relaxed);
+        *missing_blocks = missing_blocks.saturating_sub(1);
+        if *missing_blocks == 0 {
+            *loading = None;
+        }
         Ok(true)
+    }
+
+    /// Sees to it that nobody writes the image any more, its maker neither, if all of it is there. It may
+    /// take a moment: let those go on first who wait for the last block.
+    pub(super) fn seal_if_complete(&self) {
+        if self.loading.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            // Before Linux 6.7 the kernel refuses while somebody looks at the image. Others cannot write
+            // it either way.
+            let _it_may_refuse = rustix::fs::fcntl_add_seals(&self.view, LAST_SEALS);
+        }
     }
 
     /// What of the image is there.

@@ -7,6 +7,7 @@ use super::{
     error::PagerError,
     plan::Plan,
     server::{Policy, Status, Step},
+    service::ServiceError,
     shared_image::{SharedImage, SharedLoadError},
     space::Piece,
     userfault::LazyMemory,
@@ -21,6 +22,8 @@ pub(super) struct Sharing {
     memory: LazyMemory,
     pieces: Vec<Piece>,
     source: Box<dyn PageSource>,
+    /// Another source of the same image, for when the first one fails.
+    spare: Option<Spare>,
     image: Arc<SharedImage>,
     plan: Plan,
     /// Blocks that are still registered.
@@ -28,6 +31,9 @@ pub(super) struct Sharing {
     claims: Claims,
     status: Arc<Status>,
 }
+
+/// Asks for another source of the same image.
+pub(super) type Spare = Box<dyn FnOnce() -> Result<Box<dyn PageSource>, ServiceError> + Send>;
 
 /// Blocks that a machine gets for itself. Its own process copies them: no other may.
 #[derive(Default)]
@@ -51,7 +57,13 @@ impl Sharing {
         let blocks = pieces.iter().map(|piece| piece.len_bytes.div_ceil(BLOCK_BYTES as u64));
         let missing_blocks = blocks.sum();
         let claims = Claims::default();
-        Self { memory, pieces, source, image, plan, missing_blocks, claims, status }
+        let spare = None;
+        Self { memory, pieces, source, spare, image, plan, missing_blocks, claims, status }
+    }
+
+    /// The first source may fail.
+    pub fn with_spare(self, spare: Spare) -> Self {
+        Self { spare: Some(spare), ..self }
     }
 
     /// Some blocks are not shared, once they are there.
@@ -67,14 +79,25 @@ impl Sharing {
     fn load(&mut self, block: BlockIndex, touched: PageIndex) -> Result<(), PagerError> {
         let space = self.memory.space();
         let piece = space.in_one_region(Piece::of_block(block));
-        let loaded = self.image.load(block, &mut *self.source).map_err(|error| match error {
-            SharedLoadError::Source(source) => {
-                PagerError::Source { address: space.guest(touched.offset_bytes()), source }
+        let loaded = loop {
+            match (self.image.load(block, &mut *self.source), self.spare.take()) {
+                (Ok(loaded), spare) => {
+                    self.spare = spare;
+                    break loaded;
+                }
+                (Err(SharedLoadError::Source(_)), Some(spare)) => {
+                    self.source = spare().map_err(PagerError::Files)?;
+                }
+                (Err(SharedLoadError::Source(source)), None) => {
+                    let address = space.guest(touched.offset_bytes());
+                    return Err(PagerError::Source { address, source });
+                }
+                (Err(SharedLoadError::Image(source)), _) => {
+                    let source = io::Error::other(source);
+                    return Err(space.error("share the content of", piece, source));
+                }
             }
-            SharedLoadError::Image(source) => {
-                space.error("share the content of", piece, io::Error::other(source))
-            }
-        })?;
+        };
         if loaded {
             self.status.statistics.copied_bytes.add(piece.len_bytes);
         }
@@ -86,6 +109,9 @@ impl Sharing {
         } else {
             let ended = self.memory.unregister(piece);
             ended.map_err(|source| space.error("end the lazy loading of", piece, source))?;
+        }
+        if loaded {
+            self.image.seal_if_complete();
         }
         self.status.residency.set_block_loaded(block);
         self.missing_blocks = self.missing_blocks.saturating_sub(1);

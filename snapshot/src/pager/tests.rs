@@ -185,7 +185,7 @@ fn start_with(
         let _nobody_listens = writeln!(std::io::stderr(), "the pager failed: {error:?}");
         std::process::abort();
     };
-    Pager::start(memory, Box::new(source), userfault, options, fail).unwrap()
+    Pager::start(memory, Box::new(source), || Ok(userfault), options, fail).unwrap()
 }
 
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {

@@ -1,10 +1,8 @@
 //! Giving a machine the memory of a snapshot.
 
-use std::fs::File;
-
 use rotifer_devices::GuestMemory;
 use rotifer_snapshot::pager::service::Service;
-use rotifer_snapshot::pager::{Mapping, Options, Pager, PagerError, Policy, Reach, Userfault};
+use rotifer_snapshot::pager::{Mapping, Options, Pager, PagerError, Policy, Reach, StartError, Userfault};
 
 use super::{Origin, OriginError, SnapshotError};
 use crate::api::Load;
@@ -25,11 +23,7 @@ pub fn attach(
     let mapping = match &load.pager_socket {
         None => Mapping::Copy,
         Some(socket) => {
-            let path = &load.snapshot_path;
-            let manifest = File::open(path)
-                .map_err(|source| SnapshotError::Manifest { path: path.clone(), source })?;
-            let service = Service::connect(socket)?;
-            Mapping::Service(service.open(&origin.snapshot, &manifest)?)
+            Mapping::Service(Service::connect(socket)?.open(&origin.snapshot)?)
         }
     };
     let options = if load.record_working_set {
@@ -39,5 +33,9 @@ pub fn attach(
         let Policy { working_set, written } = Policy::of(&origin.snapshot.manifest().working_set);
         Options { mapping, working_set, written, ..Options::default() }
     };
-    Ok(Pager::start(memory, Box::new(source), Userfault::open()?, options, on_failure)?)
+    let pager = Pager::start(memory, Box::new(source), Userfault::open, options, on_failure);
+    pager.map_err(|error| match error {
+        StartError::Userfault(error) => SnapshotError::Userfault(error),
+        error => SnapshotError::Pager(error),
+    })
 }

@@ -1,7 +1,6 @@
 //! The machine's side.
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
@@ -18,7 +17,6 @@ use super::{
     wire::Peer,
 };
 use crate::{
-    id::{Digest, SnapshotId},
     layout::BlockIndex,
     pager::{
         error::PagerError, local::LocalMemory, server::Status, shared_image::ImageView,
@@ -35,12 +33,14 @@ pub struct Service(Peer);
 #[derive(Debug)]
 pub struct Image {
     peer: Peer,
+    snapshot: Snapshot,
     view: ImageView,
 }
 
 /// What holds a machine's memory and its pager together.
 pub(in crate::pager) struct Link {
     peer: Peer,
+    snapshot: Snapshot,
     view: ImageView,
     /// As long as it is open, whoever touches a missing page waits.
     memory: LazyMemory,
@@ -65,30 +65,38 @@ impl Service {
         Ok(Self(Peer::new(socket)))
     }
 
-    /// Gets the image of this snapshot's RAM. `manifest` is its file.
+    /// Gets the image of this snapshot's RAM. Its files are handed over if the pager wants them.
     ///
     /// # Errors
     /// See [`ServiceError`].
-    pub fn open(self, snapshot: &Snapshot, manifest: &File) -> Result<Image, ServiceError> {
-        let mut descriptors = vec![manifest.as_fd()];
-        for pack in snapshot.packs() {
-            descriptors.push(pack.content.descriptor().ok_or(ServiceError::NoFile)?);
-        }
+    pub fn open(self, snapshot: &Snapshot) -> Result<Image, ServiceError> {
         let Self(peer) = self;
-        peer.send(&Request::Open { version: VERSION }, &descriptors)?;
-        match peer.receive()? {
-            (Answer::Opened { snapshot: found, image_bytes }, mut files) => {
-                let (found, expected) = (SnapshotId(Digest(found)), snapshot.id());
-                if found != expected {
-                    return Err(ServiceError::Replaced { expected, found });
-                }
+        peer.send(&Request::Open { version: VERSION, snapshot: snapshot.id().0.0 }, &[])?;
+        let mut answer = peer.receive()?;
+        if let (Answer::Bring, _) = answer {
+            bring(&peer, snapshot)?;
+            answer = peer.receive()?;
+        }
+        match answer {
+            (Answer::Opened { image_bytes }, mut files) => {
                 let file = files.pop().ok_or_else(|| unexpected("no image"))?;
-                Ok(Image { peer, view: ImageView::open(file, image_bytes)? })
+                let view = ImageView::open(file, image_bytes)?;
+                Ok(Image { peer, snapshot: snapshot.clone(), view })
             }
             (Answer::Refused { reason }, _) => Err(ServiceError::Refused { reason }),
             (answer, _) => Err(unexpected(&format!("{answer:?}"))),
         }
     }
+}
+
+/// Hands the files of a snapshot over.
+fn bring(peer: &Peer, snapshot: &Snapshot) -> Result<(), ServiceError> {
+    let manifest = snapshot.file().ok_or(ServiceError::NoFile)?;
+    let mut descriptors = vec![manifest.as_fd()];
+    for pack in snapshot.packs() {
+        descriptors.push(pack.content.descriptor().ok_or(ServiceError::NoFile)?);
+    }
+    peer.send(&Request::Files, &descriptors)
 }
 
 fn unexpected(what: &str) -> ServiceError {
@@ -120,7 +128,8 @@ impl Image {
         };
         let userfault: BorrowedFd<'_> = memory.as_fd();
         self.peer.send(&request, &[userfault])?;
-        Ok(Link { peer: self.peer, view: self.view, memory, local })
+        let Self { peer, snapshot, view } = self;
+        Ok(Link { peer, snapshot, view, memory, local })
     }
 }
 
@@ -161,6 +170,9 @@ impl Link {
                     return Ok(());
                 }
                 Ok((Answer::Claim { block }, _)) => self.claim(BlockIndex(block))?,
+                Ok((Answer::Bring, _)) => {
+                    bring(&self.peer, &self.snapshot).map_err(PagerError::Link)?;
+                }
                 Ok((Answer::Failed { reason }, _)) => {
                     return Err(PagerError::Service { reason });
                 }

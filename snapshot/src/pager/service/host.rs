@@ -28,7 +28,7 @@ use super::{
     Wishes, wire::Peer,
 };
 use crate::{
-    id::SnapshotId,
+    id::{Digest, SnapshotId},
     image_reader::ImageReader,
     layout::{BLOCK_BYTES, BLOCKS_MAX, BlockIndex, ChunkIndex},
     pack::PackSearch,
@@ -38,13 +38,12 @@ use crate::{
         plan::{ChunkRun, Plan},
         server::{Server, Status},
         shared_image::SharedImage,
-        sharing::{Claims, Sharing},
+        sharing::{Claims, Sharing, Spare},
         space::{Piece, Region, Space},
         userfault::{LazyMemory, Userfault},
     },
     report::report,
     snapshot::{Snapshot, read_manifest},
-    source::PageSource,
 };
 
 /// Machines that are served at once.
@@ -53,6 +52,8 @@ const MACHINES_MAX: usize = 1024;
 const BACKLOG: i32 = 128;
 /// A machine that says nothing for so long before it is served is forgotten.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Images that are kept though no machine uses them: each holds the files of its snapshot open.
+const UNUSED_IMAGES_MAX: usize = 32;
 
 /// What is kept of images that no machine uses, for those to come.
 #[derive(Debug, Clone, Copy)]
@@ -147,17 +148,22 @@ impl Host {
 }
 
 /// Serves one machine until it needs nothing more, or is gone.
-fn serve(images: &Images, peer: &Peer) -> Result<(), ServiceError> {
+fn serve(images: &Arc<Images>, peer: &Peer) -> Result<(), ServiceError> {
     peer.set_patience(Some(PATIENCE))?;
-    let (request, descriptors) = peer.receive()?;
-    let Request::Open { version } = request else { return Err(wrong("Open comes first")) };
+    let Request::Open { version, snapshot } = peer.receive().map_err(other_version)?.0 else {
+        return Err(wrong("Open comes first"));
+    };
     if version != VERSION {
         return Err(wrong(&format!("it speaks version {version} instead of {VERSION}")));
     }
-    let snapshot = open(descriptors)?;
-    let image = images.get(&snapshot)?;
+    let wanted = SnapshotId(Digest(snapshot));
+    let shared = match images.find(wanted) {
+        Some(shared) => shared,
+        None => images.add(ask_for_files(peer, wanted)?)?,
+    };
+    let Shared { image, snapshot } = shared;
     let view = image.view();
-    let opened = Answer::Opened { snapshot: snapshot.id().0.0, image_bytes: view.image_bytes() };
+    let opened = Answer::Opened { image_bytes: view.image_bytes() };
     peer.send(&opened, &[std::os::fd::AsFd::as_fd(view)])?;
 
     let (request, descriptors) = match peer.receive() {
@@ -177,33 +183,82 @@ fn serve(images: &Images, peer: &Peer) -> Result<(), ServiceError> {
     let chunks = |(first, count)| ChunkRun { first: ChunkIndex(first), count };
     let working_set = working_set.into_iter().take(WORKING_SET_RUNS_MAX).map(chunks).collect();
     let written = written.into_iter().take(WRITTEN_BLOCKS_MAX).map(BlockIndex).collect();
-    machine.serve(peer, source, userfault, Wishes { working_set, written, reach })
+    let spare = spare(Arc::clone(images), Peer::new(peer.try_clone()?), wanted);
+    machine.serve(peer, source, spare, userfault, Wishes { working_set, written, reach })
 }
 
 fn wrong(reason: &str) -> ServiceError {
     ServiceError::Protocol { reason: reason.into() }
 }
 
+/// Whoever speaks another version may begin with what is no message in this one.
+fn other_version(error: ServiceError) -> ServiceError {
+    match error {
+        ServiceError::Protocol { reason } => {
+            wrong(&format!("it does not begin as version {VERSION} does: {reason}"))
+        }
+        error => error,
+    }
+}
+
+/// For when the files that the pager has are not in order: whoever brought them may have meant harm.
+/// Those of the machine itself take their place.
+fn spare(images: Arc<Images>, peer: Peer, wanted: SnapshotId) -> Spare {
+    Box::new(move || {
+        peer.set_patience(Some(PATIENCE))?;
+        let snapshot = ask_for_files(&peer, wanted)?;
+        peer.set_patience(None)?;
+        let source = Box::new(snapshot.memory()?);
+        images.replace(snapshot);
+        Ok(source)
+    })
+}
+
+/// Has a machine bring the files of its snapshot.
+fn ask_for_files(peer: &Peer, expected: SnapshotId) -> Result<Snapshot, ServiceError> {
+    peer.send(&Answer::Bring, &[])?;
+    let (request, descriptors) = peer.receive()?;
+    let Request::Files = request else { return Err(wrong("Files were asked for")) };
+    let snapshot = open(descriptors)?;
+    let found = snapshot.id();
+    if found != expected {
+        return Err(ServiceError::OtherSnapshot { expected, found });
+    }
+    Ok(snapshot)
+}
+
 /// The snapshot of these files: its manifest, and packs.
 fn open(descriptors: Vec<OwnedFd>) -> Result<Snapshot, ServiceError> {
-    let mut files = Vec::new();
-    for file in descriptors.into_iter().map(File::from) {
-        let metadata = file.metadata();
-        let metadata = metadata
-            .map_err(|source| ServiceError::Talk { attempt: "use the files of", source })?;
-        if !metadata.is_file() {
-            return Err(wrong("a snapshot is made of files"));
-        }
-        files.push(file);
+    let mut files = descriptors.into_iter().map(File::from);
+    let manifest = files.next().ok_or_else(|| wrong("a manifest comes with Files"))?;
+    check_file(&manifest, "manifest")?;
+    let bytes = read_manifest(&manifest).map_err(talk("read the manifest of"))?;
+    let mut packs = PackSearch::new();
+    for (number, file) in files.enumerate() {
+        let label = format!("pack {number} of a machine");
+        check_file(&file, &label)?;
+        packs = packs.content(&label, Arc::new(file));
     }
-    let mut files = files.into_iter();
-    let manifest = files.next().ok_or_else(|| wrong("a manifest comes with Open"))?;
-    let bytes = read_manifest(manifest)
-        .map_err(|source| ServiceError::Talk { attempt: "read the manifest of", source })?;
-    let packs = files.enumerate().fold(PackSearch::new(), |search, (number, file)| {
-        search.content(&format!("pack {number} of a machine"), Arc::new(file))
-    });
     Ok(Snapshot::from_bytes("that a machine handed over", &bytes, &packs)?)
+}
+
+/// Whoever reads a pipe, or a file that a process serves, waits for as long as somebody else likes.
+fn check_file(file: &File, what: &str) -> Result<(), ServiceError> {
+    /// `FUSE_SUPER_MAGIC` of Linux.
+    const FUSE: u64 = 0x6573_5546;
+    if !file.metadata().map_err(talk("use the files of"))?.is_file() {
+        return Err(wrong("a snapshot is made of files"));
+    }
+    let system = rustix::fs::fstatfs(file);
+    let system = system.map_err(|error| talk("use the files of")(error.into()))?;
+    if system.f_type as u64 == FUSE {
+        return Err(ServiceError::Fuse { what: what.into() });
+    }
+    Ok(())
+}
+
+fn talk(attempt: &'static str) -> impl Fn(io::Error) -> ServiceError {
+    move |source| ServiceError::Talk { attempt, source }
 }
 
 /// A machine as it describes itself.
@@ -246,6 +301,7 @@ impl Machine {
         self,
         peer: &Peer,
         source: ImageReader,
+        spare: Spare,
         userfault: Userfault,
         Wishes { working_set, written, reach }: Wishes,
     ) -> Result<(), ServiceError> {
@@ -261,8 +317,8 @@ impl Machine {
             teller.send(&Answer::Claim { block: block.0 }, &[]).map_err(io::Error::other)
         };
         let claims = Claims { blocks: written.into_iter().collect(), tell: Some(Box::new(tell)) };
-        let policy = Sharing::new(memory, pieces, source, image, plan, common).with_claims(claims);
-        let policy = Box::new(policy);
+        let policy = Sharing::new(memory, pieces, source, image, plan, common);
+        let policy = Box::new(policy.with_claims(claims).with_spare(spare));
         let mut server = Server { policy, status: Arc::clone(&status) };
         match server.run() {
             Ok(()) if status.is_complete.load(Ordering::Acquire) => {
@@ -306,41 +362,71 @@ struct Kept {
 
 #[derive(Debug)]
 struct Entry {
-    image: Arc<SharedImage>,
+    shared: Shared,
     last_use: u64,
 }
 
+/// An image, and where what is missing of it comes from.
+#[derive(Debug, Clone)]
+struct Shared {
+    image: Arc<SharedImage>,
+    snapshot: Snapshot,
+}
+
+impl Kept {
+    fn find(&mut self, id: SnapshotId) -> Option<Shared> {
+        let entry = self.images.get_mut(&id)?;
+        self.uses = self.uses.saturating_add(1);
+        entry.last_use = self.uses;
+        Some(entry.shared.clone())
+    }
+}
+
 impl Images {
-    fn get(&self, snapshot: &Snapshot) -> Result<Arc<SharedImage>, ServiceError> {
+    fn find(&self, id: SnapshotId) -> Option<Shared> {
+        self.lock().find(id)
+    }
+
+    /// The image of this snapshot, which somebody else may have brought meanwhile.
+    fn add(&self, snapshot: Snapshot) -> Result<Shared, ServiceError> {
         let mut kept = self.lock();
-        kept.uses = kept.uses.saturating_add(1);
-        let last_use = kept.uses;
-        if let Some(entry) = kept.images.get_mut(&snapshot.id()) {
-            entry.last_use = last_use;
-            return Ok(Arc::clone(&entry.image));
+        if let Some(shared) = kept.find(snapshot.id()) {
+            return Ok(shared);
         }
-        let image = Arc::new(SharedImage::create(snapshot.memory()?.image_bytes())?);
-        kept.images.insert(snapshot.id(), Entry { image: Arc::clone(&image), last_use });
-        Ok(image)
+        let image = Arc::new(SharedImage::create(&snapshot.memory()?)?);
+        let (id, shared) = (snapshot.id(), Shared { image, snapshot });
+        kept.uses = kept.uses.saturating_add(1);
+        let entry = Entry { shared: shared.clone(), last_use: kept.uses };
+        kept.images.insert(id, entry);
+        Ok(shared)
+    }
+
+    /// From now on what is missing comes from these files.
+    fn replace(&self, snapshot: Snapshot) {
+        if let Some(entry) = self.lock().images.get_mut(&snapshot.id()) {
+            entry.shared.snapshot = snapshot;
+        }
     }
 
     /// Forgets images that no machine uses until what is kept of them is little enough.
     fn trim(&self) {
         let mut kept = self.lock();
-        let is_unused = |entry: &Entry| Arc::strong_count(&entry.image) == 1;
+        let is_unused = |entry: &Entry| Arc::strong_count(&entry.shared.image) == 1;
         let mut unused: Vec<_> = kept
             .images
             .iter()
             .filter(|(_, entry)| is_unused(entry))
-            .map(|(id, entry)| (entry.last_use, *id, entry.image.loaded_bytes()))
+            .map(|(id, entry)| (entry.last_use, *id, entry.shared.image.loaded_bytes()))
             .collect();
         unused.sort_unstable_by_key(|(last_use, ..)| *last_use);
         let mut bytes: u64 = unused.iter().map(|(_, _, bytes)| bytes).sum();
+        let mut count = unused.len();
         for (_, id, loaded) in unused {
-            if bytes <= self.keep.bytes {
+            if bytes <= self.keep.bytes && count <= UNUSED_IMAGES_MAX {
                 return;
             }
             bytes = bytes.saturating_sub(loaded);
+            count = count.saturating_sub(1);
             kept.images.remove(&id);
         }
     }

@@ -34,7 +34,7 @@ fn scene() {
     let mut source = TestSource::new(4, none);
     source.broken = Some(ChunkIndex(9));
     let mapping = if scene == "shared" {
-        Mapping::Shared(Arc::new(SharedImage::create(4 * BLOCK_BYTES as u64).unwrap()))
+        Mapping::Shared(Arc::new(SharedImage::create(&source).unwrap()))
     } else {
         Mapping::Copy
     };
@@ -49,7 +49,7 @@ fn scene() {
         failed.send(()).unwrap();
     };
     let source = Box::new(source);
-    let pager = Pager::start(&memory, source, userfault().unwrap(), options, fail).unwrap();
+    let pager = Pager::start(&memory, source, || Ok(userfault().unwrap()), options, fail).unwrap();
     check(&memory, PageIndex(512), none);
     for page in [9 * 16 + 5, 9 * 16 + 5, 9 * 16 + 6] {
         let memory = memory.clone();

@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
     },
     path::{Path, PathBuf},
@@ -54,7 +54,7 @@ impl Place {
 
     fn open(&self) -> Image {
         let service = Service::connect(&self.socket()).unwrap();
-        service.open(&self.snapshot(), &self.manifest()).unwrap()
+        service.open(&self.snapshot()).unwrap()
     }
 
     fn host(&self, keep: Keep) {
@@ -75,7 +75,7 @@ fn start_served(place: &Place, memory: &Memory, image: Image, options: Options) 
     let source = Box::new(place.snapshot().memory().unwrap());
     let options = Options { mapping: Mapping::Service(image), ..options };
     let fail = |error: PagerError| panic!("{error:?}");
-    Some(Pager::start(memory, source, userfault, options, fail).unwrap())
+    Some(Pager::start(memory, source, || Ok(userfault), options, fail).unwrap())
 }
 
 fn check_all(memory: &Memory) {
@@ -230,41 +230,125 @@ fn two_pagers_do_not_share_a_socket_and_a_dead_ones_is_replaced() {
     assert!(error.contains("nobody"), "{error}");
 }
 
-#[test]
-fn a_stranger_is_refused_and_the_others_are_served() {
-    let (_directory, place) = place();
-    place.host(KEEP);
-    let manifest = place.manifest();
-    let address = SocketAddrUnix::new(place.socket()).unwrap();
-    let say = |bytes: &[u8], descriptors: &[BorrowedFd<'_>]| {
-        let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-        connect(&socket, &address).unwrap();
+/// A machine that says what it likes.
+struct Stranger(OwnedFd);
+
+impl Stranger {
+    fn connect(place: &Place) -> Self {
+        let stranger = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&stranger, &SocketAddrUnix::new(place.socket()).unwrap()).unwrap();
+        Self(stranger)
+    }
+
+    fn say(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> String {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors));
         }
         let bytes = [std::io::IoSlice::new(bytes)];
-        sendmsg(&socket, &bytes, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        sendmsg(&self.0, &bytes, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
         let mut answer = vec![0; 4096];
-        let count = rustix::io::read(&socket, &mut answer).unwrap();
+        let count = rustix::io::read(&self.0, &mut answer).unwrap();
         String::from_utf8_lossy(&answer[..count]).into_owned()
-    };
-    let (open, serve) = ([0, 1], [1, 0, 0, 0, 0, 0]);
+    }
+}
+
+/// The first byte of an answer.
+const BRING: &str = "\0";
+const OPENED: &str = "\u{1}";
+
+fn open_message(snapshot: SnapshotId) -> Vec<u8> {
+    [&[0, 2][..], &snapshot.0.0].concat()
+}
+
+#[test]
+fn a_stranger_is_refused_and_the_others_are_served() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let manifest = place.manifest();
     let directory = File::open(&place.0).unwrap();
+    let (files, serve) = ([1], [2, 0, 0, 0, 0, 0]);
+    let endless = [2, 0xff, 0xff, 0xff, 0xff, 0x0f];
     for (bytes, descriptors, expected) in [
-        (&[0xff; 40][..], &[][..], "no partner"),
-        (&open, &[], "a manifest comes with Open"),
-        (&[0, 9], &[manifest.as_fd()], "version 9"),
-        (&open, &[directory.as_fd()], "made of files"),
-        (&open, &[manifest.as_fd()], "was not found"),
+        (&[0xff; 40][..], &[][..], "does not begin as version 2 does"),
+        (&[0, 1], &[manifest.as_fd()], "does not begin as version 2 does"),
+        (&[&[0, 9][..], &[0; 32]].concat(), &[], "speaks version 9"),
+        (&files, &[manifest.as_fd()], "Open comes first"),
         (&serve, &[manifest.as_fd()], "Open comes first"),
-        (&[1, 0xff, 0xff, 0xff, 0xff, 0x0f], &[manifest.as_fd()], "no partner"),
+        (&endless, &[manifest.as_fd()], "does not begin as version 2 does"),
     ] {
-        let answer = say(bytes, descriptors);
+        let answer = Stranger::connect(&place).say(bytes, descriptors);
         assert!(answer.contains(expected), "{bytes:?}: {answer}");
     }
+    let good = place.snapshot().id();
+    let other = SnapshotId(Digest([7; 32]));
+    for (wanted, bytes, descriptors, expected) in [
+        (good, &files[..], &[][..], "a manifest comes with Files"),
+        (good, &files, &[directory.as_fd()], "made of files"),
+        (good, &files, &[manifest.as_fd()], "was not found"),
+        (good, &serve, &[manifest.as_fd()], "Files were asked for"),
+        (other, &files, &[manifest.as_fd()], "was not found"),
+    ] {
+        let stranger = Stranger::connect(&place);
+        assert_eq!(stranger.say(&open_message(wanted), &[]), BRING);
+        let answer = stranger.say(bytes, descriptors);
+        assert!(answer.contains(expected), "{bytes:?}: {answer}");
+    }
+    // The files of one snapshot are not taken for another one's.
+    let pack = File::open(place.0.join(PACK.file_name())).unwrap();
+    let stranger = Stranger::connect(&place);
+    assert_eq!(stranger.say(&open_message(other), &[]), BRING);
+    let answer = stranger.say(&files, &[manifest.as_fd(), pack.as_fd()]);
+    assert!(answer.contains("brings the files of"), "{answer}");
     place.open();
+}
+
+#[test]
+fn who_names_a_snapshot_that_the_pager_has_needs_no_files() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let snapshot = place.snapshot();
+    drop(Service::connect(&place.socket()).unwrap().open(&snapshot).unwrap());
+    let (opened, memory) = (place.open(), memory(BLOCKS));
+    // Its files are gone; the pager has them open.
+    for name in ["manifest".to_owned(), PACK.file_name()] {
+        std::fs::remove_file(place.0.join(name)).unwrap();
+    }
+    let answer = Stranger::connect(&place).say(&open_message(snapshot.id()), &[]);
+    assert!(answer.starts_with(OPENED), "{answer:?}");
+    let Some(userfault) = userfault() else { return };
+    let source = Box::new(snapshot.memory().unwrap());
+    let options = Options { mapping: Mapping::Service(opened), ..Options::default() };
+    let fail = |error: PagerError| panic!("{error:?}");
+    let _pager = Pager::start(&memory, source, || Ok(userfault), options, fail).unwrap();
+    check_all(&memory);
+}
+
+#[test]
+fn files_that_are_not_in_order_harm_only_who_brought_them() {
+    let (_directory, place) = place();
+    let (_bad_directory, bad) = self::place();
+    place.host(KEEP);
+    // The same manifest, and a pack that begins well.
+    let snapshot = bad.snapshot();
+    assert_eq!(snapshot.id(), place.snapshot().id());
+    damage_all(&bad);
+    drop(Service::connect(&place.socket()).unwrap().open(&snapshot).unwrap());
+    let memories = [memory(BLOCKS), memory(BLOCKS)];
+    for memory in &memories {
+        let options = Options { reach: Reach::Chunk, ..Options::default() };
+        let Some(pager) = start_served(&place, memory, place.open(), options) else { return };
+        check(memory, PageIndex(1), some);
+        drop(pager);
+    }
+    let memory = memory(BLOCKS);
+    let pager = start_served(&place, &memory, place.open(), Options::default()).unwrap();
+    check_all(&memory);
+    drop(pager);
+    // One that brings nothing better ends, and it alone.
+    let answer = Stranger::connect(&place).say(&open_message(snapshot.id()), &[]);
+    assert!(answer.starts_with(OPENED), "{answer:?}");
 }
 
 /// A process that plays a scene in a directory.
@@ -300,7 +384,7 @@ fn scene() {
         eprintln!("{}", crate::report(&error));
         std::process::exit(ENDED);
     };
-    let _pager = Pager::start(&memory, source, userfault().unwrap(), options, fail).unwrap();
+    let _pager = Pager::start(&memory, source, || Ok(userfault().unwrap()), options, fail).unwrap();
     check(&memory, PageIndex(1), some);
     println!("RUNS");
     // The test has damaged the snapshot, or killed the pager, when it closes our input.

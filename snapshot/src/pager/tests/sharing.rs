@@ -12,7 +12,7 @@ use crate::pager::{
 };
 
 fn image(blocks: u32) -> Arc<SharedImage> {
-    Arc::new(SharedImage::create(u64::from(blocks) * BLOCK_BYTES as u64).unwrap())
+    Arc::new(SharedImage::create(&TestSource::new(blocks, none)).unwrap())
 }
 
 fn options(image: &Arc<SharedImage>, reach: Reach) -> Options {
@@ -151,6 +151,32 @@ fn only_its_maker_can_write_an_image() {
 }
 
 #[test]
+fn an_image_is_sealed_when_its_last_block_has_come_and_zeroes_are_no_block() {
+    let (image, first, second) = (image(3), memory(3), memory(3));
+    let is_sealed = || {
+        let seals = rustix::fs::fcntl_get_seals(image.view()).unwrap();
+        seals.contains(rustix::fs::SealFlags::WRITE)
+    };
+    let source = TestSource::new(3, none);
+    let Some(pager) = start(&first, source, options(&image, Reach::Chunk)) else { return };
+    for block in [2, 0, 2].map(BlockIndex) {
+        check(&first, block.first_page(), none);
+        assert!(!is_sealed(), "a block is missing");
+    }
+    check(&first, BlockIndex(1).first_page(), none);
+    wait_until("the image is sealed", is_sealed);
+    wait_until("there is nothing to load", || pager.is_complete());
+    // A machine that comes later needs nobody.
+    let source = TestSource::new(3, none);
+    let nobody = || panic!("no userfaultfd is needed");
+    let pager = Pager::start(&second, Box::new(source), nobody, options(&image, Reach::Chunk), |_| {});
+    assert!(pager.unwrap().is_complete());
+    pages(3).for_each(|page| check(&second, page, none));
+    second.write_obj(7_u64, address_of(PageIndex(1))).unwrap();
+    check(&first, PageIndex(1), none);
+}
+
+#[test]
 fn a_file_that_could_shrink_or_has_another_length_is_no_image() {
     let bytes = 2 * BLOCK_BYTES as u64;
     let file = tempfile::tempfile().unwrap();
@@ -159,13 +185,13 @@ fn a_file_that_could_shrink_or_has_another_length_is_no_image() {
     assert!(matches!(error, SharedImageError::Foreign { .. }), "{error}");
     let descriptor = image(3).view().as_fd().try_clone_to_owned().unwrap();
     assert!(ImageView::open(descriptor, bytes).is_err());
-    for length in [0, u64::MAX] {
-        let error = SharedImage::create(length).unwrap_err();
+    for blocks in [0, u32::MAX] {
+        let error = SharedImage::create(&TestSource::new(blocks, none)).unwrap_err();
         assert!(matches!(error, SharedImageError::Length { .. }), "{error}");
     }
     let Some(userfault) = userfault() else { return };
     let (image, source) = (image(3), Box::new(TestSource::new(2, none)));
     let options = options(&image, Reach::Chunk);
-    let error = Pager::start(&memory(2), source, userfault, options, |_| {}).unwrap_err();
+    let error = Pager::start(&memory(2), source, || Ok(userfault), options, |_| {}).unwrap_err();
     assert!(matches!(error, StartError::Length { .. }), "{error}");
 }

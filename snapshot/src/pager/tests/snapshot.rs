@@ -56,7 +56,7 @@ fn a_recorded_run_is_the_working_set_of_the_next_snapshot() {
     let recording = Options { is_recording: true, reach: Reach::Chunk, ..Options::default() };
     let fail = |error: PagerError| panic!("{error:?}");
     let source = Box::new(snapshot.memory().unwrap());
-    let pager = Pager::start(&first, source, userfault, recording, fail).unwrap();
+    let pager = Pager::start(&first, source, || Ok(userfault), recording, fail).unwrap();
     for page in [600, 616, 100, 3, 20].map(PageIndex) {
         check(&first, page, some);
     }
@@ -70,7 +70,7 @@ fn a_recorded_run_is_the_working_set_of_the_next_snapshot() {
         Options { working_set: working_set(&snapshot), reach: Reach::Chunk, ..Options::default() };
     let Some(userfault) = super::userfault() else { return };
     let source = Box::new(snapshot.memory().unwrap());
-    let pager = Pager::start(&second, source, userfault, options, fail).unwrap();
+    let pager = Pager::start(&second, source, || Ok(userfault), options, fail).unwrap();
     wait_until("the working set is there", || {
         [37, 38, 6, 0, 1].iter().all(|chunk| pager.residency().is_loaded(ChunkIndex(*chunk)))
     });
@@ -96,7 +96,7 @@ fn a_byte_that_changed_on_disk_ends_the_machine_that_needs_it() {
     let (failed, failure) = mpsc::channel();
     let fail = move |error| failed.send(error).unwrap();
     let source = Box::new(snapshot.memory().unwrap());
-    let _pager = Pager::start(&memory, source, userfault, options, fail).unwrap();
+    let _pager = Pager::start(&memory, source, || Ok(userfault), options, fail).unwrap();
     let error = failure.recv_timeout(DEADLINE).unwrap();
     assert_eq!(error.to_string(), "load the guest's memory at 0x80030000");
     let PagerError::Source { source, .. } = error else { panic!("{error:?}") };
