@@ -26,11 +26,14 @@ impl Name {
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, NameError> {
         let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(byte);
-        let text = String::from_utf8_lossy(bytes.get(..NAME_BYTES_MAX).unwrap_or(bytes));
-        if bytes.is_empty() || bytes.len() > NAME_BYTES_MAX || !bytes.iter().all(allowed) {
-            return Err(NameError { text: text.into_owned() });
+        let is_name = (1..=NAME_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(allowed);
+        match std::str::from_utf8(bytes) {
+            Ok(text) if is_name => Ok(Self(text.to_owned())),
+            _ => {
+                let shown = bytes.get(..NAME_BYTES_MAX).unwrap_or(bytes);
+                Err(NameError { text: String::from_utf8_lossy(shown).into_owned() })
+            }
         }
-        Ok(Self(text.into_owned()))
     }
 
     /// The text.

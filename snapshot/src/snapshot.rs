@@ -196,7 +196,7 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// believed. Where the file stands does not matter, which others may share.
 pub(crate) fn read_manifest(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    read_until(file, &mut bytes, PIECE_BYTES)?;
+    read_until(file, &mut bytes, PIECE_BYTES.min(file.metadata()?.len()))?;
     if let Ok(header) = Header::decode(&bytes) {
         // One byte more than there should be is enough to see that there are too many.
         read_until(file, &mut bytes, header.total_bytes.saturating_add(1))?;
@@ -206,7 +206,7 @@ pub(crate) fn read_manifest(file: &File) -> io::Result<Vec<u8>> {
 
 /// Appends what follows in the file, until there are so many bytes or the file ends.
 fn read_until(file: &File, bytes: &mut Vec<u8>, end: u64) -> io::Result<()> {
-    loop {
+    while (bytes.len() as u64) < end {
         let begin = bytes.len();
         let count = end.saturating_sub(begin as u64).min(PIECE_BYTES) as usize;
         bytes.resize(begin.saturating_add(count), 0);
@@ -216,11 +216,12 @@ fn read_until(file: &File, bytes: &mut Vec<u8>, end: u64) -> io::Result<()> {
                 let read = read?;
                 if read == 0 {
                     bytes.truncate(begin);
-                    return Ok(());
+                    break;
                 }
                 read
             }
         };
         bytes.truncate(begin.saturating_add(read));
     }
+    Ok(())
 }

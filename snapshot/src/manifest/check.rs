@@ -1,6 +1,6 @@
 //! What the numbers of a manifest must be to one another, when read and when written.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use crate::layout::{
     CPU_FEATURES_MAX, IMAGE_BYTES_MAX, IMAGES_MAX, LABEL_BYTES_MAX, LAYERS_MAX,
@@ -21,7 +21,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     machine(manifest)?;
     let features = &manifest.cpu_features;
     at_most("CPUF", "features", features.len(), CPU_FEATURES_MAX)?;
-    let names: HashSet<_> = features.iter().map(|feature| &feature.name).collect();
+    let names: BTreeSet<_> = features.iter().map(|feature| &feature.name).collect();
     require(names.len() == features.len(), "CPUF", "features", features.len(), "no name twice")
 }
 
@@ -36,7 +36,7 @@ fn layers(layers: &Layers) -> Result<(), ManifestError> {
     at_most("LAYR", "layers", layers.slots.len(), LAYERS_MAX)?;
     let own = layers.get(layers.own).is_some();
     require(own, "LAYR", "own", usize::from(layers.own), "the slot of a layer")?;
-    let mut packs = HashSet::new();
+    let mut packs = BTreeSet::new();
     for (slot, layer) in layers.iter() {
         let fresh = packs.insert(layer.pack);
         require(fresh, "LAYR", "slot", usize::from(slot), "no pack is in two slots")?;
@@ -51,7 +51,7 @@ fn layers(layers: &Layers) -> Result<(), ManifestError> {
 fn images(manifest: &Manifest) -> Result<(), ManifestError> {
     let images = &manifest.images;
     at_most("IMGX", "images", images.len(), IMAGES_MAX)?;
-    let names: HashSet<_> = images.iter().map(|index| &index.image.name).collect();
+    let names: BTreeSet<_> = images.iter().map(|index| &index.image.name).collect();
     require(names.len() == images.len(), "IMGX", "images", images.len(), "no name twice")?;
     let memories = images.iter().filter(|index| index.image.kind == ImageKind::Memory).count();
     require(memories <= 1, "IMGX", "memories", memories, "at most one image is RAM")?;
@@ -129,12 +129,19 @@ fn working_set(manifest: &Manifest) -> Result<(), ManifestError> {
 
 fn machine(manifest: &Manifest) -> Result<(), ManifestError> {
     at_most("the machine", "sections", manifest.machine.len(), MACHINE_SECTIONS_MAX)?;
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     for section in &manifest.machine {
-        let what = format!("{} of {}", section.tag, section.name);
-        at_most(&what, "bytes", section.bytes.len(), MACHINE_SECTION_BYTES_MAX)?;
-        let fresh = seen.insert((&section.name, section.tag.kind));
-        require(fresh, &what, "bytes", section.bytes.len(), "no section is there twice")?;
+        let bytes = section.bytes.len();
+        let refused = |reason| {
+            let what = format!("{} of {}", section.tag, section.name);
+            Err(refusal(&what, "bytes", bytes as u64, reason))
+        };
+        if bytes > MACHINE_SECTION_BYTES_MAX {
+            return refused("more than the format allows");
+        }
+        if !seen.insert((&section.name, section.tag.kind)) {
+            return refused("no section is there twice");
+        }
     }
     Ok(())
 }

@@ -148,18 +148,17 @@ impl<'a> RawSection<'a> {
         &self,
         decode: impl FnOnce(&mut Cursor<'a>) -> Result<T, Refusal>,
     ) -> Result<T, ManifestError> {
-        let section = self.what();
         let mut cursor = Cursor::new(self.body);
-        let value = decode(&mut cursor).map_err(|refusal| refusal.of(&section))?;
+        let value = decode(&mut cursor).map_err(|refusal| refusal.of(&self.what()))?;
         match cursor.left() {
             0 => Ok(value),
-            count => Err(ManifestError::LeftOver { section, count }),
+            count => Err(ManifestError::LeftOver { section: self.what(), count }),
         }
     }
 
     fn name(&self) -> Result<Name, ManifestError> {
-        let section = self.what();
-        Name::from_bytes(self.name).map_err(|source| ManifestError::Name { section, source })
+        let refused = |source| ManifestError::Name { section: self.what(), source };
+        Name::from_bytes(self.name).map_err(refused)
     }
 
     fn image(&self) -> Result<ImageIndex, ManifestError> {

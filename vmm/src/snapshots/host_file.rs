@@ -64,7 +64,8 @@ impl HostFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(failed)?,
         };
-        let mut bytes = Vec::new();
+        // What it usually has, so that it is read at once.
+        let mut bytes = Vec::with_capacity(4 << 10);
         file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > BYTES_MAX {
             return Err(HostFileError::TooLarge { path });

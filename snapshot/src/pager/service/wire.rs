@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+        SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
         sockopt::{Timeout, set_socket_timeout},
     },
 };
@@ -70,7 +70,8 @@ impl Peer {
 
     /// The next message, and the descriptors that came with it.
     pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ServiceError> {
-        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+        // Most are short; room for the longest would cost more than a look.
+        let mut buffer = vec![0; self.next_bytes()?.min(MESSAGE_BYTES_MAX)];
         let mut space = [MaybeUninit::uninit(); ANCILLARY_BYTES];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
@@ -97,6 +98,17 @@ impl Peer {
         let message =
             message.map_err(|error| ServiceError::Protocol { reason: error.to_string() })?;
         Ok((message, descriptors))
+    }
+
+    /// Waits for the next message, and says how long it is.
+    fn next_bytes(&self) -> Result<usize, ServiceError> {
+        loop {
+            match recv(&self.0, &mut [0_u8; 0], RecvFlags::PEEK | RecvFlags::TRUNC) {
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Err(ServiceError::Gone),
+                peeked => return peeked.map(|(_, bytes)| bytes).map_err(talk("hear from")),
+            }
+        }
     }
 
     /// A second handle of the same connection.
