@@ -68,7 +68,8 @@ pub use self::{
     userfault::{Userfault, UserfaultError},
 };
 use crate::{
-    layout::{BlockIndex, CHUNK_BYTES},
+    layout::{BlockIndex, CHUNK_BYTES, PageIndex},
+    manifest::PageRun,
     source::PageSource,
 };
 
@@ -96,6 +97,10 @@ pub struct Options {
     /// a block for itself at the first touch, in huge pages where the host has them: that costs an eighth
     /// of the kernel's copies, page by page. Otherwise of no effect: memory is its own anyway.
     pub written: Vec<BlockIndex>,
+    /// Pages that the machine is known to write, of blocks that it shares otherwise. It gets its copies
+    /// before anything runs: each would cost the guest three faults later, one to read it, one to have
+    /// it copied, and one because its mapping has changed meanwhile. Otherwise of no effect.
+    pub copied_ahead: Vec<PageRun>,
     /// What is loaded besides.
     pub reach: Reach,
     /// Remember what is touched, for [`Pager::touches`]. What is loaded ahead of its touch is not
@@ -138,7 +143,7 @@ impl Pager {
         let local = LocalMemory::of(memory)?;
         let space = local.space();
         check(space, &*source)?;
-        let Options { mapping, working_set, written, reach, is_recording } = options;
+        let Options { mapping, working_set, written, copied_ahead, reach, is_recording } = options;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = stop.map_err(|error| StartError::Thread(error.into()))?;
         let status = Status::new(space.block_count(), is_recording, stop);
@@ -150,6 +155,11 @@ impl Pager {
             Mapping::Service(image) => map(&local, &data, image.view(), &written)?,
         };
         mark_others(space, &pieces, &status.residency);
+        if !matches!(mapping, Mapping::Copy) {
+            copy_ahead(&local, &copied_ahead, |block| {
+                status.residency.loaded_chunks(block) != 0 && source.has_data(block)
+            });
+        }
         if pieces.is_empty() {
             status.is_complete.store(true, Ordering::Release);
             return Ok(Self { status, local, pieces, thread: None });
@@ -309,6 +319,18 @@ fn map(
         local.map(*piece, image).map_err(|source| refused(local, SHARE, *piece, source))?;
     }
     Ok(pieces::within(space, mapped, is_missing))
+}
+
+/// Gives the machine its own copies of these pages where they are there to be copied: nobody serves
+/// faults yet.
+fn copy_ahead(local: &LocalMemory, runs: &[PageRun], is_there: impl Fn(BlockIndex) -> bool) {
+    for run in runs {
+        let first = PageIndex(run.first_page);
+        if is_there(first.block()) {
+            // A host before Linux 5.14 refuses, and works without.
+            let _it_may_refuse = local.populate(Piece::of_pages(first, run.page_count));
+        }
+    }
 }
 
 const LAZY: &str = "load lazily";

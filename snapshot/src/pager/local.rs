@@ -62,6 +62,19 @@ impl LocalMemory {
         Ok(())
     }
 
+    /// Sees to it that these pages are there and can be written, as if they had been.
+    pub fn populate(&self, piece: Piece) -> io::Result<()> {
+        let (start, len_bytes) = self.space.range(piece)?;
+        // A page of the host may hold several of the image.
+        let inside = (start as usize) & rustix::param::page_size().wrapping_sub(1);
+        let (start, len_bytes) =
+            (start.wrapping_byte_sub(inside), len_bytes.saturating_add(inside));
+        // SAFETY: the range is guest RAM that is kept mapped; the advice changes no content. Rust has
+        // no reference into it.
+        unsafe { rustix::mm::madvise(start, len_bytes, Advice::LinuxPopulateWrite)? };
+        Ok(())
+    }
+
     /// Puts these bytes there instead of what is there now, in memory of this machine alone, in huge
     /// pages if the host has them. Whoever looks sees all of it or what was there before.
     pub fn replace(&self, piece: Piece, content: VolatileSlice<'_>) -> io::Result<()> {

@@ -12,6 +12,8 @@ use crate::{
 /// pages: 650 us for 512 pages in one piece, 11 us for each alone (instruction-counted; the ratio is what
 /// counts).
 const WRITTEN_PAGES_MIN: u32 = 60;
+/// Pages that are copied before a machine runs: a millisecond, instruction-counted.
+const COPIED_AHEAD_PAGES_MAX: u32 = 256;
 /// Runs that are looked at. A hostile list is no reason to think for long.
 const RUNS_MAX: usize = 1 << 14;
 
@@ -22,6 +24,8 @@ pub struct Policy {
     pub working_set: Vec<ChunkRun>,
     /// For [`super::Options::written`].
     pub written: Vec<BlockIndex>,
+    /// For [`super::Options::copied_ahead`].
+    pub copied_ahead: Vec<PageRun>,
 }
 
 impl Policy {
@@ -29,23 +33,39 @@ impl Policy {
     pub fn of(working_set: &[PageRun]) -> Self {
         let runs = working_set.get(..RUNS_MAX).unwrap_or(working_set);
         let mut written: BTreeMap<BlockIndex, u32> = BTreeMap::new();
-        for run in runs.iter().filter(|run| run.written) {
-            let end = run.first_page.saturating_add(run.page_count);
-            let mut page = run.first_page;
-            while page < end {
-                let block = PageIndex(page).block();
-                let behind = block.first_page().0.saturating_add(PAGES_PER_BLOCK as u32).min(end);
-                let count = written.entry(block).or_default();
-                *count = count.saturating_add(behind.saturating_sub(page));
-                page = behind;
-            }
+        let written_runs = || runs.iter().filter(|run| run.written).flat_map(by_block);
+        for (block, run) in written_runs() {
+            let count = written.entry(block).or_default();
+            *count = count.saturating_add(run.page_count);
         }
         written.retain(|_, pages| *pages >= WRITTEN_PAGES_MIN);
+        let mut left = COPIED_AHEAD_PAGES_MAX;
+        let copied_ahead = written_runs().filter(|(block, _)| !written.contains_key(block));
+        let copied_ahead = copied_ahead.map_while(|(_, run)| {
+            let page_count = run.page_count.min(left);
+            left = left.saturating_sub(page_count);
+            (page_count > 0).then_some(PageRun { page_count, ..run })
+        });
         Self {
             working_set: runs.iter().map(ChunkRun::from).collect(),
+            copied_ahead: copied_ahead.collect(),
             written: written.into_keys().collect(),
         }
     }
+}
+
+/// The parts of a run that lie in one block each.
+fn by_block(run: &PageRun) -> impl Iterator<Item = (BlockIndex, PageRun)> {
+    let PageRun { mut first_page, page_count, written } = *run;
+    let end = first_page.saturating_add(page_count);
+    std::iter::from_fn(move || {
+        let block = PageIndex(first_page).block();
+        let behind = block.first_page().0.saturating_add(PAGES_PER_BLOCK as u32).min(end);
+        let page_count = behind.checked_sub(first_page).filter(|count| *count > 0)?;
+        let run = PageRun { first_page, page_count, written };
+        first_page = behind;
+        Some((block, run))
+    })
 }
 
 #[cfg(test)]
@@ -67,6 +87,7 @@ mod tests {
             run(2048 + 500, 72, true),
         ]);
         assert_eq!(policy.written, [BlockIndex(3), BlockIndex(5)]);
+        assert_eq!(policy.copied_ahead, [run(1024, 59, true), run(2548, 12, true)]);
     }
 
     #[test]
@@ -81,5 +102,10 @@ mod tests {
     fn a_hostile_list_is_not_followed_for_long() {
         let policy = Policy::of(&vec![run(u32::MAX - 512, u32::MAX, true); RUNS_MAX + 1]);
         assert_eq!(policy.working_set.len(), RUNS_MAX);
+        let scattered: Vec<_> =
+            (0..RUNS_MAX as u32).map(|block| run(block.saturating_mul(512), 3, true)).collect();
+        let pages =
+            Policy::of(&scattered).copied_ahead.iter().map(|run| run.page_count).sum::<u32>();
+        assert_eq!(pages, COPIED_AHEAD_PAGES_MAX);
     }
 }

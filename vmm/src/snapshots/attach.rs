@@ -2,7 +2,9 @@
 
 use rotifer_devices::GuestMemory;
 use rotifer_snapshot::pager::service::Service;
-use rotifer_snapshot::pager::{Mapping, Options, Pager, PagerError, Policy, Reach, StartError, Userfault};
+use rotifer_snapshot::pager::{
+    Mapping, Options, Pager, PagerError, Policy, Reach, StartError, Userfault,
+};
 
 use super::{Origin, OriginError, SnapshotError};
 use crate::api::Load;
@@ -22,16 +24,15 @@ pub fn attach(
     let source = origin.snapshot.memory().map_err(OriginError::from)?;
     let mapping = match &load.pager_socket {
         None => Mapping::Copy,
-        Some(socket) => {
-            Mapping::Service(Service::connect(socket)?.open(&origin.snapshot)?)
-        }
+        Some(socket) => Mapping::Service(Service::connect(socket)?.open(&origin.snapshot)?),
     };
     let options = if load.record_working_set {
         // What is loaded ahead of its touch would not be seen.
         Options { mapping, reach: Reach::Chunk, is_recording: true, ..Options::default() }
     } else {
-        let Policy { working_set, written } = Policy::of(&origin.snapshot.manifest().working_set);
-        Options { mapping, working_set, written, ..Options::default() }
+        let working_set = &origin.snapshot.manifest().working_set;
+        let Policy { working_set, written, copied_ahead } = Policy::of(working_set);
+        Options { mapping, working_set, written, copied_ahead, ..Options::default() }
     };
     let pager = Pager::start(memory, Box::new(source), Userfault::open, options, on_failure);
     pager.map_err(|error| match error {

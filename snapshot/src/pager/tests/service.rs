@@ -22,7 +22,7 @@ use super::{
     *,
 };
 use crate::{
-    PackSearch, Snapshot,
+    PackSearch, PageRun, Snapshot,
     pager::{
         ChunkRun, Mapping, PagerError, Reach,
         service::{Host, Image, Keep, Service, ServiceError},
@@ -199,6 +199,33 @@ fn blocks_that_are_written_become_the_machines_own_at_their_first_touch() {
     assert!(own_kib(&third, BlockIndex(1)) >= 2048, "all of the block is its own");
     check_all(&third);
     drop((one, two, three));
+}
+
+#[test]
+fn pages_that_are_going_to_be_written_are_copied_before_anything_runs_if_they_are_there() {
+    let (_directory, place) = place();
+    place.host(KEEP);
+    let run = |first_page, page_count| PageRun { first_page, page_count, written: true };
+    // In two blocks, in one of zeroes, and nowhere.
+    let copied_ahead = vec![run(513, 2), run(600, 1), run(3 * 512, 4), run(9 * 512, 1)];
+    let options = || Options {
+        copied_ahead: copied_ahead.clone(),
+        reach: Reach::Chunk,
+        ..Options::default()
+    };
+    let (first, second) = (memory(BLOCKS), memory(BLOCKS));
+    // Nothing is there yet.
+    let Some(one) = start_served(&place, &first, place.open(), options()) else { return };
+    check_all(&first);
+    let two = start_served(&place, &second, place.open(), options()).unwrap();
+    let own = own_kib(&second, BlockIndex(1));
+    if rustix::param::page_size() == PAGE_BYTES {
+        assert_eq!(own, 3 * 4, "of the three pages, and of no others");
+    }
+    check_all(&second);
+    second.write_obj(7_u64, address_of(PageIndex(513))).unwrap();
+    check_all(&first);
+    drop((one, two));
 }
 
 #[test]

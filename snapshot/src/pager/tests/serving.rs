@@ -82,7 +82,8 @@ fn the_kernel_reads_and_writes_memory_that_is_not_loaded() {
     let memory = memory(2);
     let source = Box::new(TestSource::new(2, none));
     let fail = |error| panic!("{error:?}");
-    let _pager = Pager::start(&memory, source, || Ok(userfault), options(Reach::Chunk), fail).unwrap();
+    let _pager =
+        Pager::start(&memory, source, || Ok(userfault), options(Reach::Chunk), fail).unwrap();
     // write(2) of two pages that are not there, into a file.
     let mut file = tempfile::tempfile().unwrap();
     let slice = memory.get_slice(address_of(PageIndex(15)), 2 * PAGE_BYTES).unwrap();
@@ -110,7 +111,8 @@ fn a_jail_gets_its_userfaultfd_from_a_device_that_was_opened_before() {
     let memory = memory(1);
     let source = Box::new(TestSource::new(1, some));
     let fail = |error| panic!("{error:?}");
-    let _pager = Pager::start(&memory, source, || Ok(userfault), options(Reach::Chunk), fail).unwrap();
+    let _pager =
+        Pager::start(&memory, source, || Ok(userfault), options(Reach::Chunk), fail).unwrap();
     pages(1).for_each(|page| check(&memory, page, some));
     let file = tempfile::tempfile().unwrap();
     let error = Userfault::from_device(file.as_fd()).unwrap_err();
@@ -224,7 +226,8 @@ fn what_was_touched_too_early_is_forgotten() {
 fn an_image_of_another_length_is_refused() {
     let Some(userfault) = userfault() else { return };
     let (memory, source) = (memory(2), Box::new(TestSource::new(3, none)));
-    let error = Pager::start(&memory, source, || Ok(userfault), Options::default(), |_| {}).unwrap_err();
+    let error =
+        Pager::start(&memory, source, || Ok(userfault), Options::default(), |_| {}).unwrap_err();
     let lengths = (2 * BLOCK_BYTES as u64, 3 * BLOCK_BYTES as u64);
     assert!(
         matches!(error, StartError::Length { ram_bytes, image_bytes } if (ram_bytes, image_bytes) == lengths)

@@ -169,7 +169,8 @@ fn an_image_is_sealed_when_its_last_block_has_come_and_zeroes_are_no_block() {
     // A machine that comes later needs nobody.
     let source = TestSource::new(3, none);
     let nobody = || panic!("no userfaultfd is needed");
-    let pager = Pager::start(&second, Box::new(source), nobody, options(&image, Reach::Chunk), |_| {});
+    let pager =
+        Pager::start(&second, Box::new(source), nobody, options(&image, Reach::Chunk), |_| {});
     assert!(pager.unwrap().is_complete());
     pages(3).for_each(|page| check(&second, page, none));
     second.write_obj(7_u64, address_of(PageIndex(1))).unwrap();
