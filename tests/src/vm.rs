@@ -172,6 +172,17 @@ impl VmBuilder {
         vm
     }
 
+    /// As [`Self::restore`], and all memory is loaded before the guest runs.
+    ///
+    /// # Panics
+    /// If the host refuses, or the VMM ends.
+    pub fn restore_eagerly(&self, snapshot: &Path) -> Vm {
+        let restore = [OsStr::new("--restore"), snapshot.as_os_str()];
+        let vm = self.launch(&[&restore[..], &["--load-eagerly".as_ref()]].concat());
+        vm.messages.wait_for("the machine is restored");
+        vm
+    }
+
     /// As [`Self::start_restore`], with memory that is shared through the host's pager.
     ///
     /// # Panics
@@ -364,6 +375,17 @@ impl Vm {
     pub fn type_line(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("the console is still open");
         writeln!(stdin, "{line}").expect("type on the console");
+    }
+
+    /// The names of the VMM's threads.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("list threads");
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+        let names = tasks.map(|task| task.and_then(name).expect("read a thread's name"));
+        names.map(|name| name.trim().to_owned()).collect()
     }
 
     /// The VMM's process.

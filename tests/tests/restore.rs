@@ -123,9 +123,17 @@ fn a_second_suspend_writes_only_what_has_changed() {
     let [small, large] = pack_sizes(directory.path())[..] else { panic!("two packs") };
     assert!(small > 4 << 20 && small < large / 2, "{small} and {large} bytes");
     drop(vm);
-    // The first one is as it was.
-    let vm = builder(1).restore(&first);
+    // The first one is as it was, also for one that has all of it before it runs: nobody serves it.
+    let vm = builder(1).restore_eagerly(&first);
+    assert!(!vm.threads().iter().any(|name| name == "pager"), "{:?}", vm.threads());
     assert!(vm.agent_client().stat(Path::new("/tmp/changed")).is_err());
+    vm.shell("echo eager > /tmp/changed");
+    let third = directory.path().join("third.snap");
+    let vm = suspend_and_restore(vm, 1, &third, "Diff");
+    assert!(vm.threads().iter().any(|name| name == "pager"), "{:?}", vm.threads());
+    assert_eq!(vm.shell("cat /tmp/changed"), "eager\n");
+    let [smallest, ..] = pack_sizes(directory.path())[..] else { panic!("three packs") };
+    assert!(smallest < small, "{smallest} bytes");
 }
 
 #[test]

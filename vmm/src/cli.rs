@@ -38,6 +38,7 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
                       this host, through the pager that listens there
   --record-working-set
                       with --restore: remember what memory is touched, for PUT /snapshot/working-set
+  --load-eagerly      with --restore: load all memory before the machine runs; not with the two above
   --api-sock PATH     serve the API on this Unix socket (/run/rotifer.socket when there is
                       neither this nor --config-file nor --restore)
   --no-api            serve no API; needs --config-file or --restore
@@ -87,6 +88,8 @@ pub struct Options {
     pub pager_socket: Option<PathBuf>,
     /// Remember what memory is touched; only with a snapshot.
     pub record_working_set: bool,
+    /// Load all memory before the machine runs; only with a snapshot.
+    pub load_eagerly: bool,
     /// Serve the API here; absent only when there is a configuration file or a snapshot.
     pub api_socket: Option<PathBuf>,
     /// The machine's name.
@@ -154,6 +157,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
                 once("level", &mut given.logger.level, level)?;
             }
             Arg::Long("record-working-set") => given.record_working_set = true,
+            Arg::Long("load-eagerly") => given.load_eagerly = true,
             Arg::Long("no-api") => given.no_api = true,
             Arg::Long("show-level") => given.logger.show_level = Some(true),
             Arg::Long("show-log-origin") => given.logger.show_log_origin = Some(true),
@@ -176,6 +180,7 @@ struct Given {
     restore: Option<PathBuf>,
     pager_socket: Option<PathBuf>,
     record_working_set: bool,
+    load_eagerly: bool,
     api_socket: Option<PathBuf>,
     no_api: bool,
     id: Option<String>,
@@ -204,18 +209,21 @@ impl Given {
         let memory_options = [
             ("pager-sock", self.pager_socket.is_some()),
             ("record-working-set", self.record_working_set),
+            ("load-eagerly", self.load_eagerly),
         ];
         for (option, is_given) in memory_options {
             if is_given && self.restore.is_none() {
                 return Err(Error::NoSnapshot { option });
             }
         }
-        let Self { config_file, restore, pager_socket, record_working_set, logger, .. } = self;
+        let Self { config_file, restore, pager_socket, logger, .. } = self;
+        let Self { record_working_set, load_eagerly, .. } = self;
         Ok(Options {
             config_file,
             restore,
             pager_socket,
             record_working_set,
+            load_eagerly,
             api_socket,
             id,
             logger,

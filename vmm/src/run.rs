@@ -82,9 +82,10 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
     let signals = Signals::take().map_err(host("take signals"))?;
     let config = options.config_file.as_deref().map(config::load).transpose()?;
     let pager_socket = options.pager_socket;
-    let record_working_set = options.record_working_set;
+    let (record_working_set, load_eagerly) = (options.record_working_set, options.load_eagerly);
     let restore = options.restore.map(|path| SnapshotLoad {
         record_working_set,
+        load_eagerly,
         ..SnapshotLoad::and_run(path, pager_socket)
     });
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
@@ -180,7 +181,8 @@ impl MutEventSubscriber for Main {
 struct Keeper {
     wake: EventFd,
     machine: Option<Machine>,
-    /// Loads the memory of a restored machine. Dropped after it: until then a page may be missing.
+    /// Loads the memory of a restored machine, unless it was loaded before it ran. Dropped after the
+    /// machine: until then a page may be missing.
     pager: Option<Pager>,
     /// What the machine comes from, or its last snapshot.
     origin: Option<Origin>,
@@ -300,7 +302,7 @@ impl MachineControl for Keeper {
         tracing::debug!("timeline: the snapshot is open");
         let mut pager = None;
         let fill = |memory: &Arc<GuestMemory>| -> Result<(), SnapshotError> {
-            pager = Some(snapshots::attach(memory, &origin, load, end_for_want_of_memory)?);
+            pager = snapshots::attach(memory, &origin, load, end_for_want_of_memory)?;
             Ok(())
         };
         let machine = Machine::restore(hardware, origin.machine_state(), fill, &self.wake, then)?;

@@ -24,7 +24,7 @@ pub use working_set::record as record_working_set;
 use std::io;
 
 use rotifer_snapshot::pager::service::ServiceError;
-use rotifer_snapshot::pager::{StartError, UserfaultError};
+use rotifer_snapshot::pager::{LoadError, StartError, UserfaultError};
 use rotifer_snapshot::{NameError, SourceError, WriteError};
 
 /// What the image of guest RAM is called.
@@ -65,6 +65,8 @@ pub enum SnapshotError {
     Userfault(#[from] UserfaultError),
     #[error("load memory lazily")]
     Pager(#[from] StartError),
+    #[error("load all memory before the machine runs")]
+    Eagerly(#[from] LoadError),
 }
 
 impl SnapshotError {

@@ -18,6 +18,8 @@ pub struct Load {
     pub pager_socket: Option<PathBuf>,
     /// Whether it is remembered what memory is touched.
     pub record_working_set: bool,
+    /// Whether all memory is loaded before the machine runs.
+    pub load_eagerly: bool,
     /// What is beside the manifest, or nothing.
     pub host: HostFile,
 }
@@ -35,6 +37,16 @@ pub enum LoadError {
          touched page by page"
     )]
     SharedRecording,
+    #[error(
+        "load_eagerly and mem_backend \"Uffd\" contradict each other: what is shared is loaded when it is \
+         touched"
+    )]
+    SharedEagerly,
+    #[error(
+        "load_eagerly and record_working_set contradict each other: what is loaded before it is touched \
+         is not seen to be touched"
+    )]
+    EagerRecording,
     #[error("network_overrides is not supported: there is no network device yet")]
     Network,
     #[error(
@@ -81,6 +93,13 @@ impl Load {
         if record_working_set && pager_socket.is_some() {
             return Err(LoadError::SharedRecording);
         }
+        let load_eagerly = request.load_eagerly;
+        if load_eagerly && pager_socket.is_some() {
+            return Err(LoadError::SharedEagerly);
+        }
+        if load_eagerly && record_working_set {
+            return Err(LoadError::EagerRecording);
+        }
         let host = HostFile::beside(&request.snapshot_path)?;
         let is_configured = *config != Config::default();
         let mut config = match (is_configured, &host) {
@@ -93,7 +112,14 @@ impl Load {
         }
         let host = host.unwrap_or_default();
         let snapshot_path = request.snapshot_path;
-        let load = Self { snapshot_path, memory_path, pager_socket, record_working_set, host };
+        let load = Self {
+            snapshot_path,
+            memory_path,
+            pager_socket,
+            record_working_set,
+            load_eagerly,
+            host,
+        };
         Ok((load, config))
     }
 }

@@ -149,6 +149,9 @@ pub struct SnapshotLoad {
     /// Ours: remember what memory is touched, for `PUT /snapshot/working-set`.
     #[serde(default)]
     pub record_working_set: bool,
+    /// Ours: load all memory before the machine runs.
+    #[serde(default)]
+    pub load_eagerly: bool,
 }
 
 impl SnapshotLoad {
@@ -167,6 +170,7 @@ impl SnapshotLoad {
             vsock_override: None,
             clock_realtime: false,
             record_working_set: false,
+            load_eagerly: false,
         }
     }
 }

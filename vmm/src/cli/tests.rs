@@ -42,6 +42,8 @@ fn a_machines_memory_is_shared_or_recorded_only_when_it_is_restored() {
     let error = parse("--config-file c --pager-sock p").unwrap_err();
     assert!(error.to_string().contains("--pager-sock needs --restore"), "{error}");
     assert!(matches!(parse("--record-working-set"), Err(Error::NoSnapshot { .. })));
+    assert!(run("--restore s --load-eagerly").load_eagerly);
+    assert!(matches!(parse("--load-eagerly"), Err(Error::NoSnapshot { .. })));
     let pager = |line: &str| match parse(line) {
         Ok(Command::Pager(pager)) => pager,
         other => panic!("{other:?}"),

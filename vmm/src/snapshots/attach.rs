@@ -3,7 +3,7 @@
 use rotifer_devices::GuestMemory;
 use rotifer_snapshot::pager::service::Service;
 use rotifer_snapshot::pager::{
-    Mapping, Options, Pager, PagerError, Policy, Reach, StartError, Userfault,
+    Mapping, Options, Pager, PagerError, Policy, Reach, StartError, Userfault, load_all,
 };
 
 use super::{Origin, OriginError, SnapshotError};
@@ -11,7 +11,8 @@ use crate::api::Load;
 
 /// Sees to it that `memory`, which nothing has touched yet, has the content of the snapshot whenever
 /// it is read: a copy of its own, or the host's, through its pager. If that becomes impossible
-/// `on_failure` is told, and has to end the process.
+/// `on_failure` is told, and has to end the process. No pager is returned if all of it was loaded at
+/// once.
 ///
 /// # Errors
 /// See [`SnapshotError`].
@@ -20,8 +21,12 @@ pub fn attach(
     origin: &Origin,
     load: &Load,
     on_failure: impl FnOnce(PagerError) + Send + 'static,
-) -> Result<Pager, SnapshotError> {
-    let source = origin.snapshot.memory().map_err(OriginError::from)?;
+) -> Result<Option<Pager>, SnapshotError> {
+    let mut source = origin.snapshot.memory().map_err(OriginError::from)?;
+    if load.load_eagerly {
+        load_all(memory, &mut source)?;
+        return Ok(None);
+    }
     let mapping = match &load.pager_socket {
         None => Mapping::Copy,
         Some(socket) => Mapping::Service(Service::connect(socket)?.open(&origin.snapshot)?),
@@ -35,7 +40,7 @@ pub fn attach(
         Options { mapping, working_set, written, copied_ahead, ..Options::default() }
     };
     let pager = Pager::start(memory, Box::new(source), Userfault::open, options, on_failure);
-    pager.map_err(|error| match error {
+    pager.map(Some).map_err(|error| match error {
         StartError::Userfault(error) => SnapshotError::Userfault(error),
         error => SnapshotError::Pager(error),
     })

@@ -327,6 +327,10 @@ fn a_load_that_is_not_possible_is_refused_with_the_reason() {
     refused(both, "contradict");
     let recording = json!({"record_working_set": true, "mem_backend": backend("Uffd")});
     refused(recording, "record_working_set and mem_backend");
+    let eager = json!({"load_eagerly": true, "mem_backend": backend("Uffd")});
+    refused(eager, "load_eagerly and mem_backend");
+    let eager = json!({"load_eagerly": true, "record_working_set": true});
+    refused(eager, "load_eagerly and record_working_set");
     refused(json!({"clock_realtime": true}), "clock_realtime");
     let overrides = json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]);
     refused(json!({"network_overrides": overrides}), "network_overrides");
