@@ -27,7 +27,7 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
     setup.rounds(ROUNDS, |subject, recorder| {
         for (_, snapshot) in snapshots.iter().filter(|(side, _)| *side == subject.side) {
             // Nobody could have known what is touched.
-            let wanted = Wanted { working_sets: false, firsts: true };
+            let wanted = Wanted { working_sets: false, firsts: true, handlers: true };
             with_each(setup, subject, wanted, ("fault", recorder), |options| {
                 touch(setup, subject, snapshot, options)
             })?;

@@ -5,6 +5,7 @@ pub mod client;
 mod console;
 mod initramfs;
 pub mod mapping;
+mod uffd;
 mod web_app;
 
 use std::fs;
@@ -31,6 +32,8 @@ use console::Console;
 const VSOCK: &str = "v.sock";
 const STATE: &str = "vm.snap";
 const MEMORY: &str = "vm.mem";
+/// Of the handler of page faults.
+const HANDLER: &str = "uffd.sock";
 /// The state once more, with what was touched after a restore.
 const RECORDED: &str = "vm-ws.snap";
 
@@ -58,6 +61,8 @@ pub struct Probe {
     console: Console,
     api: Api,
     directory: TempDir,
+    /// Serves its page faults, if the VMM wants somebody to.
+    _handler: Option<uffd::Handler>,
     /// Its end takes the kernel some ms (an inotify instance waits for SRCU), and nobody shall
     /// measure that.
     _watch: SocketWatch,
@@ -79,6 +84,8 @@ pub struct Options {
     pub pager: Option<u32>,
     /// Whether the snapshot is told to say what will be needed; it must have been recorded.
     pub with_working_set: bool,
+    /// Whether page faults are served by a handler of ours, in Firecracker's way.
+    pub with_handler: bool,
     /// Whether it serves a machine of this snapshot for the first time.
     pub is_first: bool,
 }
@@ -137,7 +144,7 @@ impl Probe {
         command.arg("--config-file").arg(&file);
         let (process, console) = launch(command, directory.path(), &watch)?;
         let api = watch.wait(&process)?;
-        Ok(Self { process, console, api, directory, _watch: watch })
+        Ok(Self { process, console, api, directory, _handler: None, _watch: watch })
     }
 
     /// Connects to the guest.
@@ -290,12 +297,18 @@ impl Snapshot {
         if let (Value::Object(load), Value::Object(more)) = (&mut load, &options.load) {
             load.extend(more.clone());
         }
+        let handler = options.with_handler.then(|| {
+            let socket = directory.path().join(HANDLER);
+            load["mem_backend"] = json!({ "backend_type": "Uffd", "backend_path": socket });
+            uffd::Handler::listen(&socket, &self.path(MEMORY))
+        });
+        let handler = handler.transpose()?;
         let watch = SocketWatch::new(directory.path())?;
         let mut command = Command::new(program);
         command.args(&options.words);
         let wall = SystemTime::now();
         let (process, console) = launch(command, directory.path(), &watch)?;
-        Ok(Restoring { process, console, watch, directory, load, wall })
+        Ok(Restoring { process, console, watch, directory, handler, load, wall })
     }
 }
 
@@ -305,6 +318,7 @@ pub struct Restoring {
     console: Console,
     watch: SocketWatch,
     directory: TempDir,
+    handler: Option<uffd::Handler>,
     load: Value,
     wall: SystemTime,
 }
@@ -315,9 +329,10 @@ impl Restoring {
     /// # Errors
     /// The VMM refuses or ends.
     pub fn load(self) -> Result<(Probe, Duration)> {
-        let Self { process, console, watch, directory, load, .. } = self;
+        let Self { process, console, watch, directory, handler, load, .. } = self;
         let api = watch.wait(&process)?;
-        let mut probe = Probe { process, console, api, directory, _watch: watch };
+        let mut probe =
+            Probe { process, console, api, directory, _handler: handler, _watch: watch };
         probe.request("PUT", "/snapshot/load", &load)?;
         let loaded = probe.elapsed();
         Ok((probe, loaded))
@@ -328,7 +343,7 @@ impl Restoring {
     /// # Errors
     /// The VMM refuses, ends, or the guest says nothing.
     pub fn finish(self) -> Result<(Probe, Moments)> {
-        let Self { process, mut console, watch, directory, load, wall } = self;
+        let Self { process, mut console, watch, directory, handler, load, wall } = self;
         let started = process.started;
         let mut api = watch.wait(&process)?;
         let api_ready = started.elapsed();
@@ -350,7 +365,8 @@ impl Restoring {
             }
         };
         let moments = Moments { api_ready, loaded, answered, started: wall };
-        Ok((Probe { process, console, api, directory, _watch: watch }, moments))
+        let probe = Probe { process, console, api, directory, _handler: handler, _watch: watch };
+        Ok((probe, moments))
     }
 }
 

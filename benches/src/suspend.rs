@@ -28,7 +28,7 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
         let full = full(setup, subject, &mut figures).context("of all memory")?;
         figures.record(recorder, subject.side, "suspend");
         // How it was restored only matters as far as it has another mapping.
-        let wanted = Wanted { working_sets: false, firsts: false };
+        let wanted = Wanted { working_sets: false, firsts: false, handlers: false };
         with_each(setup, subject, wanted, ("suspend", recorder), |options| {
             let mut figures = Figures::default();
             for changed_mib in CHANGED_MIB {

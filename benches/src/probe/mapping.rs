@@ -25,6 +25,8 @@ struct Mapping {
     name: &'static str,
     /// Whether memory comes through a pager that all machines of the host share.
     is_shared: bool,
+    /// Whether all of it is loaded before the guest runs.
+    is_eager: bool,
     /// Whether the snapshot tells what will be needed.
     has_working_set: bool,
     /// It is measured so often, one after the other with the same pager. What stands behind the
@@ -34,33 +36,43 @@ struct Mapping {
 
 struct Run {
     suffix: &'static str,
+    /// Whether it is also set beside the peer's backend `Uffd`, under [`BESIDE_UFFD`].
+    is_beside_uffd: bool,
     /// Whether no machine of the snapshot has run before on this pager.
     is_first: bool,
 }
 
 /// Those of our VMM, a line each. The peer has one, Firecracker's backend `File`, which is set
 /// beside each of them.
-const MAPPINGS: [Mapping; 4] = [
+const MAPPINGS: [Mapping; 5] = [
     alone("copy", false, &[warm("")]),
     alone("copy-ws", true, &[warm("-ws")]),
-    shared("shared", false, &[first("-shared-first"), warm("-shared")]),
+    Mapping { is_eager: true, ..alone("eager", false, &[warm("-eager")]) },
+    shared(
+        "shared",
+        false,
+        &[first("-shared-first"), Run { is_beside_uffd: true, ..warm("-shared") }],
+    ),
     shared("shared-ws", true, &[first("-shared-ws-first"), warm("-shared-ws")]),
 ];
 
+/// Stands behind the benchmark's name where the peer's page faults are served by a handler of ours.
+const BESIDE_UFFD: &str = "-shared-beside-uffd";
+
 const fn alone(name: &'static str, has_working_set: bool, runs: &'static [Run]) -> Mapping {
-    Mapping { name, is_shared: false, has_working_set, runs }
+    Mapping { name, is_shared: false, is_eager: false, has_working_set, runs }
 }
 
 const fn shared(name: &'static str, has_working_set: bool, runs: &'static [Run]) -> Mapping {
-    Mapping { name, is_shared: true, has_working_set, runs }
+    Mapping { is_shared: true, ..alone(name, has_working_set, runs) }
 }
 
 const fn first(suffix: &'static str) -> Run {
-    Run { suffix, is_first: true }
+    Run { suffix, is_beside_uffd: false, is_first: true }
 }
 
 const fn warm(suffix: &'static str) -> Run {
-    Run { suffix, is_first: false }
+    Run { suffix, is_beside_uffd: false, is_first: false }
 }
 
 /// Which of them a benchmark has a use for.
@@ -70,10 +82,12 @@ pub struct Wanted {
     pub working_sets: bool,
     /// Those on a pager that has just been started.
     pub firsts: bool,
+    /// The peer's backend `Uffd`, too.
+    pub handlers: bool,
 }
 
 /// Everything.
-pub const ALL: Wanted = Wanted { working_sets: true, firsts: true };
+pub const ALL: Wanted = Wanted { working_sets: true, firsts: true, handlers: true };
 
 impl Wanted {
     fn has(self, mapping: &Mapping, run: &Run) -> bool {
@@ -175,13 +189,23 @@ pub fn with_each(
                 figures.record(recorder, Side::Peer, &format!("{name}{}", run.suffix));
             }
         }
+        let is_asked_for = setup.ways.is_empty() || setup.ways.iter().any(|way| way == "shared");
+        if wanted.handlers && is_asked_for {
+            let options = Options { with_handler: true, ..options };
+            let figures = measure(&options).context("with its backend Uffd")?;
+            figures.record(recorder, Side::Peer, &format!("{name}{BESIDE_UFFD}"));
+        }
         return Ok(());
     }
-    let is_asked_for =
-        |mapping: &&Mapping| setup.ways.is_empty() || setup.ways.iter().any(|it| it == mapping.name);
+    let is_asked_for = |mapping: &&Mapping| {
+        setup.ways.is_empty() || setup.ways.iter().any(|it| it == mapping.name)
+    };
     for mapping in MAPPINGS.iter().filter(is_asked_for) {
         let mut options = options.clone();
         options.with_working_set = mapping.has_working_set;
+        if mapping.is_eager {
+            options.load["load_eagerly"] = true.into();
+        }
         let pager = mapping.is_shared.then(|| Pager::start(setup, subject)).transpose()?;
         if let Some(pager) = &pager {
             let backend = json!({ "backend_type": "Uffd", "backend_path": pager.watch.socket() });
@@ -190,9 +214,15 @@ pub fn with_each(
         }
         for run in mapping.runs.iter().filter(|run| wanted.has(mapping, run)) {
             options.is_first = run.is_first;
-            let name = format!("{name}{}", run.suffix);
-            let figures = measure(&options).with_context(|| name.clone())?;
-            figures.record(recorder, Side::Own, &name);
+            let row = format!("{name}{}", run.suffix);
+            let figures = measure(&options).with_context(|| row.clone())?;
+            figures.record(recorder, Side::Own, &row);
+            if wanted.handlers
+                && run.is_beside_uffd
+                && setup.subjects().iter().any(|it| it.side == Side::Peer)
+            {
+                figures.record(recorder, Side::Own, &format!("{name}{BESIDE_UFFD}"));
+            }
         }
     }
     Ok(())
