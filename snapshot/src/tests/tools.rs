@@ -164,11 +164,12 @@ fn another_working_set_makes_another_snapshot_of_the_same_content() {
 fn staged_pages_are_written_as_they_were_when_they_were_staged() {
     let directory = tempfile::tempdir().unwrap();
     let ram = name("ram");
-    let mut staging = Staging::with_room(4096);
+    let mut staging = Staging::with_room(4096).unwrap();
     for (block, page, seed) in [(1, 3, 5), (0, 511, 6), (1, 4, 7)] {
         let mut pages = PageSet::EMPTY;
         pages.insert(page);
-        staging.add(&ram, BlockIndex(block), &pages).copy_from_slice(&content(seed));
+        let place = staging.add(&ram, BlockIndex(block), &pages).unwrap();
+        place.copy_from_slice(&content(seed));
     }
     assert_eq!(staging.used_bytes(), 3 * 4096);
     let (pack, path) = (directory.path().join("a.pack"), directory.path().join("manifest"));
