@@ -80,7 +80,10 @@ impl Load {
         if record_working_set && pager_socket.is_some() {
             return Err(LoadError::SharedRecording);
         }
-        let host = HostFile::beside(&request.snapshot_path)?;
+        let host = match request.host_file_path {
+            Some(path) => Some(HostFile::read(path)?),
+            None => HostFile::beside(&request.snapshot_path)?,
+        };
         let is_configured = *config != Config::default();
         let mut config = match (is_configured, &host) {
             (true, _) => config.clone(),
