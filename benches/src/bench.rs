@@ -9,7 +9,7 @@ use crate::artifacts::Artifacts;
 use crate::cli::Arguments;
 use crate::host::Host;
 use crate::record::{Recorder, Side};
-use crate::{block, boot, clone, fault, idle, memory, resume, suspend, vsock};
+use crate::{block, boot, clone, fault, fork, idle, memory, resume, suspend, vsock};
 
 /// A benchmark.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Benchmark {
     pub run: fn(&Setup) -> Result<Recorder>,
 }
 
-const BENCHMARKS: [Benchmark; 9] = [
+const BENCHMARKS: [Benchmark; 10] = [
     Benchmark {
         name: "boot",
         about: "process start to the agent's answer, with what happens in between",
@@ -57,6 +57,11 @@ const BENCHMARKS: [Benchmark; 9] = [
         name: "clone",
         about: "many restores of one snapshot at once: answers, and memory",
         run: clone::run,
+    },
+    Benchmark {
+        name: "fork",
+        about: "live snapshots and forks of a guest that goes on, and the answers of children",
+        run: fork::run,
     },
     Benchmark {
         name: "fault",
