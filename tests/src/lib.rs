@@ -19,7 +19,7 @@ pub use console::Console;
 pub use pager::Pager;
 #[cfg(target_arch = "aarch64")]
 pub use tracer::{Met, Trouble, trace};
-pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk};
+pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk, memory_kib};
 
 use std::time::Duration;
 
