@@ -57,14 +57,14 @@ fn more_rounds(vm: &Vm) -> u64 {
     let begin = vm.shell(
         "read begin < /tmp/rounds; echo $begin; \
          while read now < /tmp/rounds; [ $now -lt $((begin + 5)) ]; do \
-         pgrep -f rounds.py > /dev/null || { cat /tmp/rounds.err >&2; exit 1; }; sleep 0.1; done",
+         pgrep -f [r]ounds.py > /dev/null || { cat /tmp/rounds.err >&2; exit 1; }; sleep 0.1; done",
     );
     begin.trim().parse().unwrap()
 }
 
-/// Leaves the host's CPUs to others.
+/// Leaves the host's CPUs to others. (The shell's own command line must not match.)
 fn stop_rounds(vm: &Vm) {
-    vm.shell("pkill -f rounds.py");
+    vm.shell("pkill -f [r]ounds.py");
 }
 
 /// A visit of the web app that is begun, and has not been answered.
