@@ -98,14 +98,14 @@ impl Api {
     /// # Errors
     /// There is no good answer.
     pub fn get_instance(&mut self) -> Result<()> {
-        self.request("GET", "/", None)
+        self.request("GET", "/", None).map(drop)
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer, whose body is returned.
     ///
     /// # Errors
     /// There is no good answer.
-    pub fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<()> {
+    pub fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<String> {
         self.send(method, path, body)?;
         self.receive().with_context(|| format!("the VMM does not do {method} {path}"))
     }
@@ -127,11 +127,11 @@ impl Api {
         self.stream.write_all(request.as_bytes()).context("cannot send a request to the API")
     }
 
-    /// Waits for the answer of what was sent.
+    /// Waits for the answer of what was sent, and returns its body.
     ///
     /// # Errors
     /// It is none, or no good one.
-    pub fn receive(&mut self) -> Result<()> {
+    pub fn receive(&mut self) -> Result<String> {
         let mut answer = Vec::new();
         let mut piece = [0; 1024];
         while !is_whole(&answer) {
@@ -144,7 +144,8 @@ impl Api {
         if !GOOD.iter().any(|status| answer.starts_with(status)) {
             bail!("the API refuses: {}", String::from_utf8_lossy(&answer));
         }
-        Ok(())
+        let answer = String::from_utf8_lossy(&answer);
+        Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
     }
 }
 
@@ -191,7 +192,7 @@ mod tests {
     }
 
     /// What a request says of an API that answers so and then ends.
-    fn answered(answer: &str) -> Result<()> {
+    fn answered(answer: &str) -> Result<String> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(answer.as_bytes()).unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
@@ -204,8 +205,8 @@ mod tests {
         for answer in ["HTTP/1.1 404 Not Found\r\n\r\n", "HTTP/1.1 200 OK\r\n", long, ""] {
             assert!(answered(answer).is_err(), "{answer}");
         }
-        answered(&format!("{long}abc")).unwrap();
-        answered("HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        assert_eq!(answered(&format!("{long}abc")).unwrap(), "abc");
+        assert_eq!(answered("HTTP/1.1 204 No Content\r\n\r\n").unwrap(), "");
     }
 
     #[test]

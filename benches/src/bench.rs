@@ -10,7 +10,7 @@ use crate::cli::Arguments;
 use crate::host::Host;
 use crate::probe::mapping;
 use crate::record::{Recorder, Side};
-use crate::{block, boot, clone, fault, idle, memory, resume, suspend, vsock};
+use crate::{block, boot, clone, fault, fork, idle, memory, resume, suspend, vsock};
 
 /// A benchmark.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Benchmark {
     pub run: fn(&Setup) -> Result<Recorder>,
 }
 
-const BENCHMARKS: [Benchmark; 9] = [
+const BENCHMARKS: [Benchmark; 10] = [
     Benchmark {
         name: "boot",
         about: "process start to the agent's answer, with what happens in between",
@@ -58,6 +58,11 @@ const BENCHMARKS: [Benchmark; 9] = [
         name: "clone",
         about: "many restores of one snapshot at once: answers, and memory",
         run: clone::run,
+    },
+    Benchmark {
+        name: "fork",
+        about: "live snapshots and forks of a guest that goes on, and the answers of children",
+        run: fork::run,
     },
     Benchmark {
         name: "fault",

@@ -13,6 +13,7 @@ mod boot;
 mod cli;
 mod clone;
 mod fault;
+mod fork;
 mod guest;
 mod host;
 mod idle;

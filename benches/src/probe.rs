@@ -170,15 +170,29 @@ impl Probe {
     /// # Errors
     /// The VMM refuses.
     pub fn create(&mut self, setup: &Setup, kind: Kind) -> Result<(Snapshot, Duration)> {
-        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
-        let snapshot = Snapshot { directory };
-        let body = json!({
-            "snapshot_type": match kind { Kind::Full => "Full", Kind::Diff => "Diff" },
-            "snapshot_path": snapshot.path(STATE),
-            "mem_file_path": snapshot.path(MEMORY),
-        });
+        let (snapshot, body) = Snapshot::new(setup, kind)?;
         let elapsed = self.request("PUT", "/snapshot/create", &body)?;
         Ok((snapshot, elapsed))
+    }
+
+    /// Writes what has changed while the guest runs; how long that took. Our VMM knows how to.
+    ///
+    /// # Errors
+    /// The VMM refuses.
+    pub fn create_live(&mut self, setup: &Setup) -> Result<Duration> {
+        let (_snapshot, mut body) = Snapshot::new(setup, Kind::Diff)?;
+        body["live"] = true.into();
+        self.request("PUT", "/snapshot/create", &body)
+    }
+
+    /// Has the VMM hold a fork of the guest, which runs. Our VMM knows how to.
+    ///
+    /// # Errors
+    /// The VMM refuses.
+    pub fn fork(&mut self) -> Result<Fork> {
+        let answered = self.api.request("PUT", "/fork", None);
+        let answer = answered.map_err(|error| self.console.explain(&self.process, &error))?;
+        Ok(Fork(serde_json::from_str(&answer).context("the description of a fork is no JSON")?))
     }
 
     fn request(&mut self, method: &str, path: &str, body: &Value) -> Result<Duration> {
@@ -208,7 +222,48 @@ impl Probe {
     }
 }
 
+/// A fork of a guest, as its VMM describes it.
+pub struct Fork(Value);
+
+impl Fork {
+    /// How long the guest stood still.
+    pub fn pause(&self) -> Duration {
+        Duration::from_micros(self.0["pause_us"].as_u64().unwrap_or_default())
+    }
+
+    /// Begins a restore of a child.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn start_restore(
+        &self,
+        setup: &Setup,
+        program: &Path,
+        options: &Options,
+    ) -> Result<Restoring> {
+        let Self(fork) = self;
+        let load = json!({
+            "snapshot_path": fork["snapshot_path"],
+            "host_file_path": fork["host_file_path"],
+            "resume_vm": true,
+        });
+        Restoring::start(setup, program, options, load)
+    }
+}
+
 impl Snapshot {
+    /// A place for one, and the body of the request that writes it.
+    fn new(setup: &Setup, kind: Kind) -> Result<(Self, Value)> {
+        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
+        let snapshot = Self { directory };
+        let body = json!({
+            "snapshot_type": match kind { Kind::Full => "Full", Kind::Diff => "Diff" },
+            "snapshot_path": snapshot.path(STATE),
+            "mem_file_path": snapshot.path(MEMORY),
+        });
+        Ok((snapshot, body))
+    }
+
     /// Boots a guest and suspends it while it waits on a connection.
     ///
     /// # Errors
@@ -287,28 +342,13 @@ impl Snapshot {
         program: &Path,
         options: &Options,
     ) -> Result<Restoring> {
-        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
-        let mut load = json!({
+        let load = json!({
             "snapshot_path": self.path(if options.with_working_set { RECORDED } else { STATE }),
             "mem_backend": { "backend_type": "File", "backend_path": self.path(MEMORY) },
             "track_dirty_pages": true,
             "resume_vm": true,
         });
-        if let (Value::Object(load), Value::Object(more)) = (&mut load, &options.load) {
-            load.extend(more.clone());
-        }
-        let handler = options.with_handler.then(|| {
-            let socket = directory.path().join(HANDLER);
-            load["mem_backend"] = json!({ "backend_type": "Uffd", "backend_path": socket });
-            uffd::Handler::listen(&socket, &self.path(MEMORY))
-        });
-        let handler = handler.transpose()?;
-        let watch = SocketWatch::new(directory.path())?;
-        let mut command = Command::new(program);
-        command.args(&options.words);
-        let wall = SystemTime::now();
-        let (process, console) = launch(command, directory.path(), &watch)?;
-        Ok(Restoring { process, console, watch, directory, handler, load, wall })
+        Restoring::start(setup, program, options, load)
     }
 }
 
@@ -324,6 +364,28 @@ pub struct Restoring {
 }
 
 impl Restoring {
+    /// Starts one that will be asked for `load`, and what the options add to that.
+    fn start(setup: &Setup, program: &Path, options: &Options, mut load: Value) -> Result<Self> {
+        let directory = tempfile::tempdir_in(setup.scratch()).context("cannot make a directory")?;
+        if let (Value::Object(load), Value::Object(more)) = (&mut load, &options.load) {
+            load.extend(more.clone());
+        }
+        let handler = options.with_handler.then(|| {
+            let socket = directory.path().join(HANDLER);
+            let served = json!({ "backend_type": "Uffd", "backend_path": socket });
+            let file = std::mem::replace(&mut load["mem_backend"], served);
+            let memory = file["backend_path"].as_str().context("a handler serves a file")?;
+            uffd::Handler::listen(&socket, Path::new(memory))
+        });
+        let handler = handler.transpose()?;
+        let watch = SocketWatch::new(directory.path())?;
+        let mut command = Command::new(program);
+        command.args(&options.words);
+        let wall = SystemTime::now();
+        let (process, console) = launch(command, directory.path(), &watch)?;
+        Ok(Self { process, console, watch, directory, handler, load, wall })
+    }
+
     /// Asks it to, and waits for its answer; how long after the process was started that was.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ pub use report::report;
 pub use section::{LoadError, Section, Stateful, Tag};
 pub use snapshot::{OpenError, Snapshot};
 pub use source::{Fault, PageSource, Place, SourceError};
-pub use storage::{HostStorage, Storage};
+pub use storage::{HostStorage, MemfdStorage, Storage};
 pub use verify::{FAULTS_LISTED_MAX, Progress, Verification, verify};
 pub use wire::Truncated;
 pub use writer::{

@@ -151,6 +151,17 @@ impl Pack {
         let id = decode_header(label, &header)?;
         Ok(Self { label: label.into(), id, bytes, content })
     }
+
+    /// Its file, if it is one.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.content.descriptor()
+    }
+
+    /// Whether its file has a name. One that has none is gone when nobody has it open any more: one
+    /// in memory, or one that was removed.
+    pub(crate) fn is_durable(&self) -> io::Result<bool> {
+        self.descriptor().map_or(Ok(true), |file| Ok(rustix::fs::fstat(file)?.st_nlink > 0))
+    }
 }
 
 /// The header of a new pack.

@@ -170,8 +170,21 @@ impl Snapshot {
         self.image(&memory.image.name)
     }
 
-    /// Those that are open, each once.
-    pub(crate) fn packs(&self) -> impl Iterator<Item = &Pack> {
+    /// Whether it survives the processes that have it open: all of its packs' files have names.
+    ///
+    /// # Errors
+    /// A file cannot be looked at.
+    pub fn is_durable(&self) -> io::Result<bool> {
+        for pack in self.packs() {
+            if !pack.is_durable()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The packs that it needs, each once.
+    pub fn packs(&self) -> impl Iterator<Item = &Pack> {
         self.packs.iter().flatten()
     }
 

@@ -5,6 +5,9 @@
 pub mod faulty;
 #[cfg(any(test, feature = "test-storage"))]
 pub mod in_memory;
+mod memfd;
+
+pub use memfd::MemfdStorage;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};

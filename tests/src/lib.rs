@@ -21,7 +21,7 @@ pub use load::{LOAD_DISK_BYTES, LoadedGuest, Look, ask_load, copy_snapshot, star
 pub use pager::Pager;
 #[cfg(target_arch = "aarch64")]
 pub use tracer::{Met, Trouble, trace};
-pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk};
+pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk, memory_kib};
 
 use std::time::Duration;
 

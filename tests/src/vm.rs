@@ -214,6 +214,32 @@ impl VmBuilder {
         vm
     }
 
+    /// Has a new VMM take up the machine of a fork, as `PUT /fork` has described it; its memory comes
+    /// through the pager, if there is one.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn start_restore_fork(&self, fork: &Value, pager: Option<&Pager>) -> Vm {
+        let socket = pager.map(Pager::socket);
+        let path = |key: &str| OsStr::new(fork[key].as_str().expect("a fork has paths"));
+        let mut arguments = vec![OsStr::new("--restore"), path("snapshot_path")];
+        arguments.extend([OsStr::new("--host-file"), path("host_file_path")]);
+        if let Some(socket) = &socket {
+            arguments.extend([OsStr::new("--pager-sock"), socket.as_os_str()]);
+        }
+        self.launch(&arguments)
+    }
+
+    /// As [`Self::start_restore_fork`], and waits until the machine is restored.
+    ///
+    /// # Panics
+    /// If the host refuses, or the VMM ends.
+    pub fn restore_fork(&self, fork: &Value, pager: Option<&Pager>) -> Vm {
+        let vm = self.start_restore_fork(fork, pager);
+        vm.messages.wait_for("the machine is restored");
+        vm
+    }
+
     fn launch(&self, arguments: &[&OsStr]) -> Vm {
         let directory = TempDir::new().expect("make a temporary directory");
         let config = self.config(directory.path());
@@ -429,12 +455,17 @@ impl Vm {
         self.directory.path().join("v.sock")
     }
 
+    /// The API's socket.
+    pub fn api_path(&self) -> PathBuf {
+        self.directory.path().join("api.sock")
+    }
+
     /// Sends one request to the API socket; returns status and body.
     ///
     /// # Panics
     /// If the VMM does not answer.
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
-        api_request(&self.directory.path().join("api.sock"), method, path, body)
+        api_request(&self.api_path(), method, path, body)
     }
 
     /// As [`Self::api`]; none if the VMM hangs up without an answer.
@@ -442,7 +473,7 @@ impl Vm {
     /// # Panics
     /// If nobody listens.
     pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
-        let mut stream = send_request(&self.directory.path().join("api.sock"), method, path, body);
+        let mut stream = send_request(&self.api_path(), method, path, body);
         try_read_response(&mut stream)
     }
 
@@ -474,6 +505,31 @@ impl Vm {
             let (status, text) = self.api(method, path, Some(&body));
             assert_eq!(status, 204, "{method} {path}: {text}\n{}", self.report());
         }
+    }
+
+    /// Writes a snapshot of the running machine as [`Self::suspend`] does.
+    ///
+    /// # Panics
+    /// If the VMM refuses.
+    pub fn live_snapshot(&self, snapshot: &Path, kind: &str) {
+        let create = json!({
+            "snapshot_path": snapshot,
+            "mem_file_path": snapshot.parent(),
+            "snapshot_type": kind,
+            "live": true,
+        });
+        let (status, text) = self.api("PUT", "/snapshot/create", Some(&create));
+        assert_eq!(status, 204, "{text}\n{}", self.report());
+    }
+
+    /// Has the VMM hold a fork of the machine; what it says of it.
+    ///
+    /// # Panics
+    /// If the VMM refuses.
+    pub fn fork(&self) -> Value {
+        let (status, text) = self.api("PUT", "/fork", None);
+        assert_eq!(status, 200, "{text}\n{}", self.report());
+        serde_json::from_str(&text).expect("a fork is described in JSON")
     }
 
     /// What a failed assertion shows.
@@ -557,6 +613,18 @@ fn try_read_response(stream: &mut UnixStream) -> Option<(u16, String)> {
         }
         response.extend_from_slice(&buffer[..count]);
     }
+}
+
+/// A line of a process's memory: `Pss`, `Anonymous`, ...; in KiB.
+///
+/// # Panics
+/// If it has ended, or there is no such line.
+pub fn memory_kib(process: u32, name: &str) -> u64 {
+    let path = format!("/proc/{process}/smaps_rollup");
+    let text = fs::read_to_string(path).expect("read what a process has of memory");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
 /// A sparse file of `bytes` zeroes.

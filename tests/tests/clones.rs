@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rotifer_tests::{Artifacts, ExitCode, Pager, VmBuilder};
+use rotifer_tests::{Artifacts, ExitCode, Pager, VmBuilder, memory_kib};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -28,13 +28,6 @@ fn snapshot() -> (TempDir, PathBuf) {
     assert_eq!(vm.visit(), 1);
     vm.suspend(&snapshot, "Full");
     (directory, snapshot)
-}
-
-/// A line of a process's memory: `Pss`, `Anonymous`, ...; in KiB.
-fn memory_kib(process: u32, name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// What the VMM's program answers.

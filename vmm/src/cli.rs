@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser};
 
 use crate::config::{LogLevel, Logger};
+use crate::fork::{self, Fork};
 use crate::pager::{DEFAULT_KEEP_MIB, Pager};
 use crate::tools::{Task, Tool};
 
@@ -30,10 +31,12 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
        rotifer-vmm snapshot diff EARLIER LATER [--json]
        rotifer-vmm snapshot prune DIRECTORY... [--json]
        rotifer-vmm pager --socket PATH [--keep-mib MIB]
+       rotifer-vmm fork --api-sock PATH [--list | --end ID] [--json]
 
   --config-file FILE  start the machine that this JSON file describes
   --restore SNAPSHOT  take up again the machine of this snapshot; with --config-file, that file
                       says what the host provides, otherwise it is what it was at the suspend
+  --host-file FILE    with --restore: the snapshot's host file, if it is not beside it; a fork has one
   --pager-sock PATH   with --restore: share the memory of the snapshot with its other machines on
                       this host, through the pager that listens there
   --record-working-set
@@ -58,6 +61,9 @@ directories that no snapshot in any of them needs and nobody uses.
 `pager` keeps the memory that machines of one snapshot share, and serves their page faults, until a
 signal ends it. Of images that no machine uses it keeps 1024 MiB, or what --keep-mib says.
 
+`fork` has the VMM whose API listens there hold a snapshot of its running machine in memory, and
+prints how a child of it is started; or lists the forks that are held; or has one let go.
+
 Exit status: 0 the guest shut down, or a signal ended the machine; 1 the VMM failed; 2 wrong
 usage or configuration; 3 the guest reset; 4 the guest panicked.
 ";
@@ -69,6 +75,8 @@ pub enum Command {
     Run(Options),
     /// Answer a question about snapshots.
     Tool(Tool),
+    /// Ask a VMM for a fork of its machine.
+    Fork(Fork),
     /// Serve the memory of this host's machines.
     Pager(Pager),
     /// Print [`HELP`].
@@ -84,6 +92,8 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// Take up again the machine of this snapshot.
     pub restore: Option<PathBuf>,
+    /// The snapshot's host file, if it is not beside it.
+    pub host_file: Option<PathBuf>,
     /// The host's pager; only with a snapshot.
     pub pager_socket: Option<PathBuf>,
     /// Remember what memory is touched; only with a snapshot.
@@ -114,7 +124,7 @@ pub enum Error {
     ApiOrNot,
     #[error("--id {id:?}: a name has 1 to {ID_BYTES_MAX} ASCII letters, digits and dashes")]
     Id { id: String },
-    #[error("--{option} needs --restore: it is about the memory of a snapshot")]
+    #[error("--{option} needs --restore: it is about a snapshot")]
     NoSnapshot { option: &'static str },
     #[error("`pager` needs --socket, and knows besides it --keep-mib and a number")]
     Pager,
@@ -123,6 +133,10 @@ pub enum Error {
          directories"
     )]
     Tool,
+    #[error(
+        "`fork` needs --api-sock, and knows besides it --list or --end and a fork's name, and --json"
+    )]
+    Fork,
     #[error("--{option} is given twice")]
     Twice { option: &'static str },
 }
@@ -136,6 +150,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             Arg::Value(word) if word == "snapshot" && given.is_empty() => {
                 return tool(parser).map(Command::Tool);
             }
+            Arg::Value(word) if word == "fork" && given.is_empty() => {
+                return fork(parser).map(Command::Fork);
+            }
             Arg::Value(word) if word == "pager" && given.is_empty() => {
                 return pager(parser).map(Command::Pager);
             }
@@ -143,6 +160,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
             Arg::Long("config-file") => path(&mut parser, "config-file", &mut given.config_file)?,
             Arg::Long("restore") => path(&mut parser, "restore", &mut given.restore)?,
+            Arg::Long("host-file") => path(&mut parser, "host-file", &mut given.host_file)?,
             Arg::Long("pager-sock") => path(&mut parser, "pager-sock", &mut given.pager_socket)?,
             Arg::Long("api-sock") => path(&mut parser, "api-sock", &mut given.api_socket)?,
             Arg::Long("log-path") => path(&mut parser, "log-path", &mut given.logger.log_path)?,
@@ -178,6 +196,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
 struct Given {
     config_file: Option<PathBuf>,
     restore: Option<PathBuf>,
+    host_file: Option<PathBuf>,
     pager_socket: Option<PathBuf>,
     record_working_set: bool,
     load_eagerly: bool,
@@ -206,27 +225,28 @@ impl Given {
         if !fits {
             return Err(Error::Id { id });
         }
-        let memory_options = [
+        let of_snapshot = [
+            ("host-file", self.host_file.is_some()),
             ("pager-sock", self.pager_socket.is_some()),
             ("record-working-set", self.record_working_set),
             ("load-eagerly", self.load_eagerly),
         ];
-        for (option, is_given) in memory_options {
+        for (option, is_given) in of_snapshot {
             if is_given && self.restore.is_none() {
                 return Err(Error::NoSnapshot { option });
             }
         }
-        let Self { config_file, restore, pager_socket, logger, .. } = self;
-        let Self { record_working_set, load_eagerly, .. } = self;
+        let Self { config_file, restore, host_file, pager_socket, .. } = self;
         Ok(Options {
             config_file,
             restore,
+            host_file,
             pager_socket,
-            record_working_set,
-            load_eagerly,
+            record_working_set: self.record_working_set,
+            load_eagerly: self.load_eagerly,
             api_socket,
             id,
-            logger,
+            logger: self.logger,
         })
     }
 }
@@ -246,6 +266,28 @@ fn pager(mut parser: Parser) -> Result<Pager, Error> {
     }
     let socket = socket.ok_or(Error::Pager)?;
     Ok(Pager { socket, keep_mib: keep_mib.unwrap_or(DEFAULT_KEEP_MIB) })
+}
+
+/// `fork ...`.
+fn fork(mut parser: Parser) -> Result<Fork, Error> {
+    let (mut api_socket, mut task, mut json) = (None, fork::Task::Make, false);
+    while let Some(argument) = parser.next().map_err(Error::Usage)? {
+        match argument {
+            Arg::Long("api-sock") => path(&mut parser, "api-sock", &mut api_socket)?,
+            Arg::Long("list") if task == fork::Task::Make => task = fork::Task::List,
+            Arg::Long("end") if task == fork::Task::Make => {
+                let id = text(&mut parser)?;
+                // It becomes part of a path.
+                if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                    return Err(Error::Fork);
+                }
+                task = fork::Task::End(id);
+            }
+            Arg::Long("json") => json = true,
+            _ => return Err(Error::Fork),
+        }
+    }
+    Ok(Fork { api_socket: api_socket.ok_or(Error::Fork)?, task, json })
 }
 
 /// `snapshot ...`.

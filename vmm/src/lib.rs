@@ -14,6 +14,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod fork;
 pub mod logger;
 // The one place that asks for the architecture: below it is KVM on ARM64.
 #[cfg_attr(not(target_arch = "aarch64"), path = "machine/absent.rs")]

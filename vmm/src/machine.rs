@@ -162,6 +162,16 @@ impl Machine {
         Paused::new(self)
     }
 
+    /// Guest RAM, which changes as long as the machine is not paused.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Whether a [`Paused`] has left it paused.
+    pub fn is_paused(&self) -> bool {
+        self.parked.is_some()
+    }
+
     /// What the machine has come to, if it has ended.
     ///
     /// # Errors

@@ -266,4 +266,4 @@ impl Remaining {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

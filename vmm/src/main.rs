@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let options = match cli::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(options)) => options,
         Ok(Command::Tool(tool)) => return tool.run().into(),
+        Ok(Command::Fork(fork)) => return fork.run().into(),
         Ok(Command::Pager(pager)) => return pager.run().into(),
         Ok(Command::Help) => {
             print!("{}", cli::HELP);

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use rotifer_devices::GuestMemory;
@@ -22,7 +23,7 @@ use crate::machine::{Machine, MachineError, PauseError, SaveError};
 use crate::machine_state::{Hardware, Then};
 use crate::outcome::{FAILURE, Outcome, WRONG_USAGE};
 use crate::signals::Signals;
-use crate::snapshots::{self, Origin, SnapshotError};
+use crate::snapshots::{self, ForkDescription, Forks, Origin, Room, SnapshotError, Taken};
 use crate::terminal::{self, Raw};
 
 /// Why the VMM ended without an outcome of the machine.
@@ -86,6 +87,7 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
     let restore = options.restore.map(|path| SnapshotLoad {
         record_working_set,
         load_eagerly,
+        host_file_path: options.host_file,
         ..SnapshotLoad::and_run(path, pager_socket)
     });
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
@@ -95,6 +97,7 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
         machine: None,
         pager: None,
         origin: None,
+        forks: Forks::default(),
         terminal: None,
     };
     let mut controller = Controller::new(keeper, options.id);
@@ -186,18 +189,24 @@ struct Keeper {
     pager: Option<Pager>,
     /// What the machine comes from, or its last snapshot.
     origin: Option<Origin>,
+    forks: Forks,
     terminal: Option<Raw>,
 }
 
 /// Why a request to the machine fails.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
 #[expect(missing_docs, reason = "each is the error of the part it is named after")]
 pub enum ControlError {
+    #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
     Pause(PauseError),
+    #[error(transparent)]
     Save(SaveError),
+    #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error("there is no machine")]
+    NoMachine,
 }
 
 impl ControlError {
@@ -205,7 +214,7 @@ impl ControlError {
     fn is_users_mistake(&self) -> bool {
         match self {
             Self::Machine(error) => error.is_users_mistake(),
-            Self::Pause(_) | Self::Save(_) => false,
+            Self::Pause(_) | Self::Save(_) | Self::NoMachine => false,
             Self::Snapshot(error) => error.is_users_mistake(),
         }
     }
@@ -234,6 +243,37 @@ impl Keeper {
             });
         }
     }
+}
+
+/// What a live snapshot has in memory at once: the copy.
+const LIVE_COPIES: u64 = 1;
+/// And a fork: the copy, and the pack that is made of it.
+const FORK_COPIES: u64 = 2;
+
+/// Copies what a snapshot needs of the machine, which stands still meanwhile, and goes on unless it was
+/// paused before. How long that took is told, too.
+fn copy(machine: &mut Machine, copies: u64) -> Result<(Taken<'static>, Duration), ControlError> {
+    let room = Room::for_copies(machine.memory(), copies)?;
+    let was_paused = machine.is_paused();
+    let begin = Instant::now();
+    let paused = machine.pause().map_err(ControlError::Pause)?;
+    let taken = paused
+        .save()
+        .map_err(ControlError::Save)
+        .and_then(|state| Ok(Taken::copied(paused.memory(), state, room)?));
+    if was_paused {
+        paused.stay();
+    } else {
+        paused.resume().map_err(ControlError::Pause)?;
+    }
+    let pause = begin.elapsed();
+    let taken = taken?;
+    tracing::info!(
+        pause_us = pause.as_micros(),
+        bytes = taken.copied_bytes(),
+        "the machine was copied"
+    );
+    Ok((taken, pause))
 }
 
 /// Memory cannot be loaded. Every thread may be waiting for it, the main thread among them, so
@@ -271,14 +311,36 @@ impl MachineControl for Keeper {
 
     fn snapshot(&mut self, request: &SnapshotCreate, config: &Config) -> Result<(), ControlError> {
         let Some(machine) = &mut self.machine else { return Ok(()) };
-        let paused = machine.pause().map_err(ControlError::Pause)?;
-        let origin = paused.save().map_err(ControlError::Save).and_then(|state| {
-            let origin = self.origin.as_ref();
-            Ok(snapshots::create(request, paused.memory(), state, origin, config)?)
-        });
-        paused.stay();
-        self.origin = Some(origin?);
+        let origin = self.origin.as_ref();
+        let created = if request.live {
+            let (taken, _) = copy(machine, LIVE_COPIES)?;
+            snapshots::create(request, taken, origin, config)?
+        } else {
+            let paused = machine.pause().map_err(ControlError::Pause)?;
+            let created = paused.save().map_err(ControlError::Save).and_then(|state| {
+                let taken = Taken::in_place(paused.memory(), state);
+                Ok(snapshots::create(request, taken, origin, config)?)
+            });
+            paused.stay();
+            created?
+        };
+        self.origin = Some(created);
         Ok(())
+    }
+
+    fn fork(&mut self, config: &Config) -> Result<ForkDescription, ControlError> {
+        let Some(machine) = &mut self.machine else { return Err(ControlError::NoMachine) };
+        self.forks.check(0).map_err(SnapshotError::from)?;
+        let (taken, pause) = copy(machine, FORK_COPIES)?;
+        Ok(self.forks.hold(taken, self.origin.as_ref(), config, pause)?.clone())
+    }
+
+    fn forks(&self) -> Vec<ForkDescription> {
+        self.forks.list().cloned().collect()
+    }
+
+    fn end_fork(&mut self, id: &str) -> Result<(), ControlError> {
+        Ok(self.forks.let_go(id).map_err(SnapshotError::from)?)
     }
 
     fn record_working_set(&mut self, path: &Path, config: &Config) -> Result<(), ControlError> {

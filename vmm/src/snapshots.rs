@@ -1,8 +1,11 @@
-//! Snapshots of a machine: written while it stands still, and taken up again by another process.
+//! Snapshots of a machine: taken while it stands still, written then or after it goes on, and taken
+//! up again by another process.
 //!
 //! ```text
-//!  create:  Paused ── state of its parts ──▶ manifest ┐
-//!                  └─ RAM ─────────────────▶ pack     ├─ and beside the manifest a host file
+//!  take:    Paused ── state of its parts, pages of its own ──▶ Taken
+//!  create:  Taken ── state ──▶ manifest ┐
+//!                 └─ pages ──▶ pack     ├─ and beside the manifest a host file
+//!  fork:    the same three files, held in memory
 //!  open:    manifest, packs, host file ──▶ Origin ──▶ Machine::restore, with a pager for its RAM
 //! ```
 //! A snapshot knows no path. Where this host keeps what a machine needs (disks, sockets, packs) is
@@ -10,17 +13,24 @@
 
 mod attach;
 mod create;
+mod forks;
 mod host_file;
 mod origin;
 mod own_pages;
+mod room;
+mod take;
 mod working_set;
 
 pub use attach::attach;
 pub use create::create;
+pub use forks::{ForkDescription, ForkError, Forks};
 pub use host_file::{HostFile, HostFileError};
 pub use origin::{Origin, OriginError};
+pub use room::Room;
+pub use take::Taken;
 pub use working_set::record as record_working_set;
 
+use std::collections::TryReserveError;
 use std::io;
 
 use rotifer_snapshot::pager::service::ServiceError;
@@ -46,6 +56,27 @@ pub enum SnapshotError {
         "no working set is recorded: load a snapshot with record_working_set, let it answer, and ask again"
     )]
     NotRecording,
+    #[error(
+        "the snapshot that the machine comes from is a fork, which is held in memory: write a \
+         snapshot of the machine first"
+    )]
+    NotDurable,
+    #[error("look at the packs of the snapshot that the machine comes from")]
+    Durable(#[source] io::Error),
+    #[error("find out how much memory the host has available")]
+    Available(#[source] io::Error),
+    #[error(
+        "copy {wanted_mib} MiB of guest memory: the host has {available_mib} MiB available, of which \
+         {left_mib} have to be left; pause the machine and write a snapshot without \"live\", which \
+         copies nothing"
+    )]
+    NoRoom { wanted_mib: u64, left_mib: u64, available_mib: u64 },
+    #[error("make room for a copy of {bytes} bytes of guest memory")]
+    Room { bytes: usize, source: TryReserveError },
+    #[error("hold a fork in memory")]
+    Fork(#[source] io::Error),
+    #[error(transparent)]
+    Forks(#[from] ForkError),
     #[error("read guest RAM")]
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]
@@ -78,6 +109,8 @@ impl SnapshotError {
                 | Self::HostFile(_)
                 | Self::NoParent
                 | Self::NotRecording
+                | Self::NotDurable
+                | Self::Forks(_)
                 | Self::State(_)
                 | Self::Service(_)
         )

@@ -1,7 +1,9 @@
 //! What is in a snapshot, what differs between two, and the same one in fewer packs.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::machine::*;
@@ -164,11 +166,12 @@ fn another_working_set_makes_another_snapshot_of_the_same_content() {
 fn staged_pages_are_written_as_they_were_when_they_were_staged() {
     let directory = tempfile::tempdir().unwrap();
     let ram = name("ram");
-    let mut staging = Staging::with_room(4096);
+    let mut staging = Staging::with_room(4096).unwrap();
     for (block, page, seed) in [(1, 3, 5), (0, 511, 6), (1, 4, 7)] {
         let mut pages = PageSet::EMPTY;
         pages.insert(page);
-        staging.add(&ram, BlockIndex(block), &pages).copy_from_slice(&content(seed));
+        let place = staging.add(&ram, BlockIndex(block), &pages).unwrap();
+        place.copy_from_slice(&content(seed));
     }
     assert_eq!(staging.used_bytes(), 3 * 4096);
     let (pack, path) = (directory.path().join("a.pack"), directory.path().join("manifest"));
@@ -202,4 +205,48 @@ fn what_does_not_fit_an_image_is_refused_and_changes_nothing() {
     let six = PageSet::first(6);
     assert!(refusal(&ram, 3, &six, 6 * 4096).contains("behind the end of image ram"));
     assert!(refusal(&name("swap"), 0, &one, 4096).contains("no image called swap"));
+}
+
+#[test]
+fn a_snapshot_in_memory_has_the_bytes_of_one_in_files_and_is_opened_through_descriptors() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = Model((0..40).map(|page| (("ram", page), u64::from(page))).collect());
+    let (parent, _) = write(directory.path(), options(1), None, &base, &[]);
+    assert!(parent.is_durable().unwrap());
+    let mut changed = base.clone();
+    changed.0.insert(("ram", 7), 99);
+    let memory = MemfdStorage::new(1 << 20);
+    let write_to = |storage: Arc<dyn Storage>, directory: &Path| {
+        let pack = directory.join("pack");
+        let mut writer =
+            Writer::create(storage, &pack, options(2), images(), Some(&parent)).unwrap();
+        put_changes(&mut writer, &base, &changed, &[]).unwrap();
+        writer.commit(&directory.join("manifest"), description("memory")).unwrap()
+    };
+    let committed = write_to(Arc::new(memory.clone()), Path::new(""));
+    assert_eq!(write_to(Arc::new(HostStorage), directory.path()).id, committed.id);
+    let files = ["pack", "manifest"].map(|name| memory.take(Path::new(name)).unwrap());
+    let [pack, manifest] =
+        files.each_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+    for (name, path) in [("pack", &pack), ("manifest", &manifest)] {
+        let same = fs::read(directory.path().join(name)).unwrap() == fs::read(path).unwrap();
+        assert!(same, "the {name} differs");
+    }
+    let search = PackSearch::new().file(&pack).directory(directory.path());
+    let snapshot = Snapshot::open(&manifest, &search).unwrap();
+    drop(files);
+    assert_holds(&snapshot, &changed);
+    assert!(!snapshot.is_durable().unwrap(), "its pack has no name");
+
+    let full = Writer::create(
+        Arc::new(MemfdStorage::new(4 << 10)),
+        Path::new("pack"),
+        options(3),
+        images(),
+        None,
+    );
+    let mut full = full.unwrap();
+    put_changes(&mut full, &Model::default(), &base, &[]).unwrap();
+    let error = full.commit(Path::new("manifest"), description("full")).unwrap_err();
+    assert_eq!(error.to_string(), "write the pack pack");
 }

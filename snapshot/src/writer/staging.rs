@@ -1,8 +1,14 @@
 //! Pages copied aside while a machine is paused, to be written after it goes on.
 
+use std::collections::TryReserveError;
+
 use crate::layout::{BlockIndex, PAGE_BYTES};
 use crate::name::Name;
 use crate::page_set::PageSet;
+
+/// What room is filled with that is not used yet. Bytes that are zero the kernel would not give before
+/// they are touched, which is then during the pause.
+const TOUCHED: u8 = 1;
 
 /// Pages of some blocks. Copying into it is all that has to happen during a pause.
 #[derive(Debug, Default)]
@@ -13,21 +19,38 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// With room for so many bytes of pages; more room is made when it is needed.
-    pub fn with_room(bytes: usize) -> Self {
-        Self { content: vec![0; bytes], ..Self::default() }
+    /// With room for so many bytes of pages, all of which the host has given by then; more room is
+    /// made when it is needed.
+    ///
+    /// # Errors
+    /// The host has no memory for it.
+    pub fn with_room(bytes: usize) -> Result<Self, TryReserveError> {
+        let mut content = Vec::new();
+        content.try_reserve_exact(bytes)?;
+        content.resize(bytes, TOUCHED);
+        Ok(Self { content, ..Self::default() })
     }
 
     /// Room for pages of a block, to be filled with them, one after the other.
-    pub fn add(&mut self, image: &Name, block: BlockIndex, pages: &PageSet) -> &mut [u8] {
+    ///
+    /// # Errors
+    /// The host has no memory for more room.
+    pub fn add(
+        &mut self,
+        image: &Name,
+        block: BlockIndex,
+        pages: &PageSet,
+    ) -> Result<&mut [u8], TryReserveError> {
         let begin = self.used_bytes;
         let end = begin.saturating_add(pages.count().saturating_mul(PAGE_BYTES));
-        if end > self.content.len() {
-            self.content.resize(end, 0);
+        if let Some(more) = end.checked_sub(self.content.len()) {
+            self.content.try_reserve(more)?;
+            self.content.resize(end, TOUCHED);
         }
+        self.blocks.try_reserve(1)?;
         self.used_bytes = end;
         self.blocks.push((image.clone(), block, *pages));
-        self.content.get_mut(begin..end).expect("the content was made to reach the end")
+        Ok(self.content.get_mut(begin..end).expect("the content was made to reach the end"))
     }
 
     /// The blocks in the order in which they were added, with their pages' content.

@@ -19,6 +19,7 @@ use super::response::Response;
 use crate::config::{self, Config, Drive, Logger, Plan, report};
 use crate::logger;
 use crate::machine_state::{Hardware, Then};
+use crate::snapshots::ForkDescription;
 
 /// The Firecracker release whose requests are all known here by name; what `GET /version` says,
 /// because clients compare it.
@@ -39,13 +40,22 @@ pub trait MachineControl {
     /// Lets a paused machine go on.
     fn resume(&mut self) -> Result<(), Self::Error>;
 
-    /// Writes a snapshot of a paused machine, which stays paused. `config` is what the host
-    /// provides to it.
+    /// Writes a snapshot. A paused machine stays paused; one that runs goes on as soon as what is
+    /// its own was copied. `config` is what the host provides to it.
     fn snapshot(&mut self, request: &SnapshotCreate, config: &Config) -> Result<(), Self::Error>;
 
     /// Writes the snapshot that a paused machine comes from once more, to `path`, with what was
     /// touched since.
     fn record_working_set(&mut self, path: &Path, config: &Config) -> Result<(), Self::Error>;
+
+    /// Holds a snapshot of the machine in memory, as [`Self::snapshot`] of one that runs.
+    fn fork(&mut self, config: &Config) -> Result<ForkDescription, Self::Error>;
+
+    /// The forks that are held.
+    fn forks(&self) -> Vec<ForkDescription>;
+
+    /// Holds a fork no longer.
+    fn end_fork(&mut self, id: &str) -> Result<(), Self::Error>;
 
     /// Opens a snapshot and takes the machine up again in `hardware`. Called as [`Self::boot`] is.
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Self::Error>;
@@ -189,6 +199,11 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
                 let recorded = self.machine.record_working_set(&snapshot_path, &self.config);
                 recorded.map_err(failed)?;
             }
+            Request::Fork => {
+                return Ok(Response::json(&self.machine.fork(&self.config).map_err(failed)?));
+            }
+            Request::Forks => return Ok(Response::json(&self.machine.forks())),
+            Request::EndFork(id) => self.machine.end_fork(&id).map_err(failed)?,
             Request::LoadSnapshot(load) => self.load(load)?,
             // Paused twice or resumed twice: already so, as with Firecracker.
             Request::Pause | Request::Resume => {}
@@ -335,7 +350,11 @@ fn permitted(request: &Request) -> &'static [State] {
         | Request::FlushMetrics
         | Request::SendCtrlAltDel
         | Request::Pause
-        | Request::Resume => &[Running, Paused],
+        | Request::Resume
+        | Request::Fork
+        | Request::Forks
+        | Request::EndFork(_) => &[Running, Paused],
+        Request::CreateSnapshot(SnapshotCreate { live: true, .. }) => &[Running],
         Request::CreateSnapshot(_) | Request::RecordWorkingSet(_) => &[Paused],
     }
 }

@@ -50,6 +50,8 @@ pub enum Method {
     Put,
     /// Change.
     Patch,
+    /// End.
+    Delete,
 }
 
 impl Method {
@@ -59,6 +61,7 @@ impl Method {
             Method::Get => "GET",
             Method::Put => "PUT",
             Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
         }
     }
 }
@@ -76,7 +79,7 @@ pub enum Error {
     HeadTooLarge,
     #[error("the request's body of {body_bytes} bytes is larger than {BODY_BYTES_MAX} bytes")]
     BodyTooLarge { body_bytes: u64 },
-    #[error("the method {method} is not supported; use GET, PUT or PATCH")]
+    #[error("the method {method} is not supported; use GET, PUT, PATCH or DELETE")]
     Method { method: String },
     #[error("the request target is not a path")]
     Target,
@@ -182,6 +185,7 @@ fn method(name: &str) -> Result<Method, Error> {
         "GET" => Ok(Method::Get),
         "PUT" => Ok(Method::Put),
         "PATCH" => Ok(Method::Patch),
+        "DELETE" => Ok(Method::Delete),
         name => Err(Error::Method { method: name.chars().take(SHOWN_CHARS_MAX).collect() }),
     }
 }

@@ -100,7 +100,10 @@ impl Load {
         if load_eagerly && record_working_set {
             return Err(LoadError::EagerRecording);
         }
-        let host = HostFile::beside(&request.snapshot_path)?;
+        let host = match request.host_file_path {
+            Some(path) => Some(HostFile::read(path)?),
+            None => HostFile::beside(&request.snapshot_path)?,
+        };
         let is_configured = *config != Config::default();
         let mut config = match (is_configured, &host) {
             (true, _) => config.clone(),

@@ -54,6 +54,12 @@ pub enum Request {
     LoadSnapshot(SnapshotLoad),
     /// Write the snapshot that the machine comes from with what was touched since.
     RecordWorkingSet(WorkingSet),
+    /// Hold a snapshot of the machine in memory.
+    Fork,
+    /// Tell which forks are held.
+    Forks,
+    /// Hold this fork no longer.
+    EndFork(String),
     /// A route of Firecracker's that this VMM has nothing behind; the section it belongs to.
     Unsupported(&'static str),
 }
@@ -80,9 +86,15 @@ impl Request {
             Request::SendCtrlAltDel => "SendCtrlAltDel",
             Request::Pause => "PATCH /vm (Paused)",
             Request::Resume => "PATCH /vm (Resumed)",
-            Request::CreateSnapshot(_) => "PUT /snapshot/create",
+            Request::CreateSnapshot(SnapshotCreate { live: true, .. }) => {
+                "PUT /snapshot/create with \"live\""
+            }
+            Request::CreateSnapshot(_) => "PUT /snapshot/create without \"live\"",
             Request::LoadSnapshot(_) => "PUT /snapshot/load",
             Request::RecordWorkingSet(_) => "PUT /snapshot/working-set",
+            Request::Fork => "PUT /fork",
+            Request::Forks => "GET /forks",
+            Request::EndFork(_) => "DELETE /fork",
             Request::Unsupported(section) => section,
         }
     }
@@ -99,6 +111,9 @@ pub struct SnapshotCreate {
     /// Whether all memory is written.
     #[serde(default)]
     pub snapshot_type: SnapshotKind,
+    /// Ours: the machine runs, and stands still only while its own pages are copied.
+    #[serde(default)]
+    pub live: bool,
 }
 
 /// How much memory a snapshot holds.
@@ -152,6 +167,8 @@ pub struct SnapshotLoad {
     /// Ours: load all memory before the machine runs.
     #[serde(default)]
     pub load_eagerly: bool,
+    /// Ours: the host file, if it is not the one beside the manifest.
+    pub host_file_path: Option<PathBuf>,
 }
 
 impl SnapshotLoad {
@@ -171,6 +188,7 @@ impl SnapshotLoad {
             clock_realtime: false,
             record_working_set: false,
             load_eagerly: false,
+            host_file_path: None,
         }
     }
 }

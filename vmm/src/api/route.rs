@@ -15,8 +15,8 @@ pub enum RouteError {
     UnknownRoute { method: &'static str, path: String },
     #[error("{method} {path} needs a body")]
     BodyMissing { method: &'static str, path: String },
-    #[error("GET {path} has no body")]
-    BodyUnexpected { path: String },
+    #[error("{method} {path} has no body")]
+    BodyUnexpected { method: &'static str, path: String },
     #[error("{method} /drives needs the drive's id: /drives/ID")]
     IdMissing { method: &'static str },
     #[error("the path names the drive {in_path:?} and the body the drive {in_body:?}")]
@@ -32,11 +32,12 @@ pub fn route(method: Method, path: &str, body: &[u8]) -> Result<Request, RouteEr
         Method::Get => get(&tokens),
         Method::Put => put(&tokens, body)?,
         Method::Patch => patch(&tokens, body)?,
+        Method::Delete => delete(&tokens),
     };
     match request {
         None => Err(RouteError::UnknownRoute { method: method.name(), path: shown(path) }),
-        Some(_) if method == Method::Get && !body.is_empty() => {
-            Err(RouteError::BodyUnexpected { path: shown(path) })
+        Some(Ok(request)) if !has_body(method, &request) && !body.is_empty() => {
+            Err(RouteError::BodyUnexpected { method: method.name(), path: shown(path) })
         }
         // Decoding an empty body fails with a message that nobody would understand.
         Some(Err(_)) if body.is_empty() => {
@@ -63,8 +64,25 @@ fn get(tokens: &[&str]) -> Found {
         }
         ["mmds"] => Request::Unsupported("mmds-config"),
         ["hotplug", "memory"] => Request::Unsupported("memory-hotplug"),
+        ["forks"] => Request::Forks,
         _ => return None,
     }))
+}
+
+fn delete(tokens: &[&str]) -> Found {
+    match tokens {
+        ["fork", id] => Some(Ok(Request::EndFork(shown(id)))),
+        _ => None,
+    }
+}
+
+/// Whether a request of this method says something in its body.
+fn has_body(method: Method, request: &Request) -> bool {
+    match method {
+        Method::Get | Method::Delete => false,
+        Method::Put => *request != Request::Fork,
+        Method::Patch => true,
+    }
 }
 
 fn put(tokens: &[&str], body: &[u8]) -> Result<Found, RouteError> {
@@ -80,6 +98,7 @@ fn put(tokens: &[&str], body: &[u8]) -> Result<Found, RouteError> {
         ["snapshot", "working-set"] => {
             read(body, "snapshot/working-set", Request::RecordWorkingSet)
         }
+        ["fork"] => Ok(Request::Fork),
         ["snapshot", "load"] => read(body, "snapshot/load", Request::LoadSnapshot),
         ["drives"] => return Err(RouteError::IdMissing { method: Method::Put.name() }),
         ["drives", id] => return drive(id, body, |d: &Drive| &d.drive_id, Request::SetDrive),

@@ -58,6 +58,24 @@ fn a_machines_memory_is_shared_or_recorded_only_when_it_is_restored() {
 }
 
 #[test]
+fn a_fork_is_asked_for_listed_and_ended() {
+    let asked = |line: &str| match parse(line) {
+        Ok(Command::Fork(fork)) => fork,
+        other => panic!("{other:?}"),
+    };
+    let make = Fork { api_socket: "a".into(), task: fork::Task::Make, json: false };
+    assert_eq!(asked("fork --api-sock a"), make);
+    let list = asked("fork --list --json --api-sock a");
+    assert_eq!((list.task, list.json), (fork::Task::List, true));
+    assert_eq!(asked("fork --api-sock a --end 3").task, fork::Task::End("3".into()));
+    for wrong in ["", "--api-sock a --end 3/4", "--api-sock a --list --end 3", "--api-sock a now"] {
+        assert!(matches!(parse(&format!("fork {wrong}")), Err(Error::Fork)), "{wrong}");
+    }
+    assert_eq!(run("--restore s --host-file h").host_file, Some("h".into()));
+    assert!(matches!(parse("--host-file h"), Err(Error::NoSnapshot { option: "host-file" })));
+}
+
+#[test]
 fn questions_about_snapshots_name_one_or_two() {
     let asked = |line: &str| match parse(line) {
         Ok(Command::Tool(tool)) => tool,

@@ -88,6 +88,16 @@ impl Machine {
     }
 
     /// Cannot be called.
+    pub fn memory(&self) -> &GuestMemory {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    pub fn is_paused(&self) -> bool {
+        match *self {}
+    }
+
+    /// Cannot be called.
     pub fn finish_output(&self) {
         match *self {}
     }

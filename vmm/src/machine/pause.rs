@@ -88,6 +88,10 @@ impl Machine {
     fn go_on(&mut self) -> Result<(), PauseError> {
         // The io thread goes on when this is dropped.
         self.parked = None;
+        if self.has_ended() {
+            // Whoever asks for the outcome will be told.
+            return Ok(());
+        }
         self.vcpus.run().map_err(PauseError::Resume)
     }
 }

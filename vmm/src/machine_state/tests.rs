@@ -22,7 +22,8 @@ fn shape() -> Shape {
     }
 }
 
-fn state() -> MachineState {
+/// That of a machine with one vCPU.
+pub fn state() -> MachineState {
     let mut vcpu = VcpuState::new(Power::On, None);
     vcpu.push(RegisterId(0x6030_0000_0010_0000), &7_u64.to_le_bytes());
     vcpu.push(RegisterId::system(3, 0, 0, 6, 0), &0x0021_1120_u64.to_le_bytes());

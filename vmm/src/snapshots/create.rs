@@ -1,28 +1,26 @@
-//! Writing a snapshot of a machine that stands still.
+//! Writing what was taken of a machine.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rotifer_devices::GuestMemory;
-use rotifer_snapshot::layout::{BLOCK_BYTES, BlockIndex, LAYERS_MAX, PAGE_BYTES, block_count};
+use rotifer_snapshot::layout::LAYERS_MAX;
 use rotifer_snapshot::{
     Architecture, Compare, CpuFeature, CpuRule, Description, HostStorage, Image, ImageKind,
-    MachineSection, MemoryRegion, Name, Options, PageSet, PageSource, Snapshot, Writer,
+    MachineSection, MemoryRegion, Name, Options, Snapshot, Storage, Writer,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::host_file::absolute;
 use super::origin::pack_path;
-use super::own_pages::Pagemap;
-use super::{HostFile, Origin, RAM, SnapshotError};
+use super::{HostFile, Origin, RAM, SnapshotError, Taken};
 use crate::api::{SnapshotCreate, SnapshotKind};
 use crate::arch::aarch64::layout::RAM_START;
 use crate::config::Config;
 use crate::machine_state::{Feature, MachineState};
 
 /// Writes a snapshot: pages to `mem_file_path`, everything else to `snapshot_path`, and beside that
-/// the host file. `state` was saved before, and nobody changes `memory` meanwhile. `origin` is what
-/// the machine comes from, or its last snapshot; what is not resident of it is taken over.
+/// the host file. `origin` is what the machine comes from, or its last snapshot; what is not its own
+/// is taken over from there.
 ///
 /// Returns the new snapshot, which is durable by then.
 ///
@@ -30,39 +28,28 @@ use crate::machine_state::{Feature, MachineState};
 /// See [`SnapshotError`]; an older snapshot at `snapshot_path` is as it was.
 pub fn create(
     request: &SnapshotCreate,
-    memory: &GuestMemory,
-    state: MachineState,
+    taken: Taken<'_>,
     origin: Option<&Origin>,
     config: &Config,
 ) -> Result<Origin, SnapshotError> {
     let storage = Arc::new(HostStorage);
     let parent = match request.snapshot_type {
         SnapshotKind::Full => None,
-        SnapshotKind::Diff => Some(&origin.ok_or(SnapshotError::NoParent)?.snapshot),
+        SnapshotKind::Diff => {
+            let parent = &origin.ok_or(SnapshotError::NoParent)?.snapshot;
+            // One that has everything differs from the parent in all that has changed, too.
+            parent.is_durable().map_err(SnapshotError::Durable)?.then_some(parent)
+        }
     };
-    // No snapshot consists of more packs. One that has everything differs from the parent in all that
-    // has changed, too.
-    let parent = parent.filter(|parent| parent.manifest().layers.iter().count() < LAYERS_MAX);
-    let name = Name::new(RAM)?;
-    let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-    let image = Image { kind: ImageKind::Memory, name: name.clone(), bytes };
-    let is_shared = origin.is_some_and(|origin| origin.is_shared);
-    // What was written has probably changed: to read the parent's pages as well would not pay.
-    let compare = if is_shared { Compare::Digests } else { Compare::Pages };
-    let options = Options { compare, ..Options::new().map_err(SnapshotError::Resident)? };
+    let options = options(origin)?;
     let pack_path = pack_path(&request.mem_file_path, options.pack);
-    let mut writer = Writer::create(storage.clone(), &pack_path, options, vec![image], parent)?;
-    let only_in_image = match parent {
-        None => origin.map(|origin| &origin.snapshot),
-        Some(_) => None,
-    };
-    let ram = Ram { memory, bytes };
-    ram.write(&mut writer, &name, only_in_image)?;
+    let writer = begin(&taken, storage.clone(), &pack_path, options, origin, parent)?;
 
-    let mut packs = origin.map(|origin| origin.packs.clone()).unwrap_or_default();
+    let parents = origin.filter(|_| parent.is_some());
+    let mut packs = parents.map(|origin| origin.packs.clone()).unwrap_or_default();
     packs.insert(options.pack.to_string(), absolute(pack_path.clone()));
     HostFile::of(config, packs.clone()).write(storage.as_ref(), &request.snapshot_path)?;
-    let description = describe(state, bytes)?;
+    let description = describe(taken.state, taken.ram_bytes)?;
     let committed = writer.commit(&request.snapshot_path, description)?;
     tracing::info!(
         snapshot = %committed.id,
@@ -73,50 +60,43 @@ pub fn create(
     let layers = &committed.manifest.layers;
     packs.retain(|pack, _| layers.iter().any(|(_, layer)| layer.pack.to_string() == *pack));
     let host = HostFile { packs, ..HostFile::default() };
+    let is_shared = origin.is_some_and(|origin| origin.is_shared);
     let created = Origin::open(&request.snapshot_path, Some(&pack_path), &host)?;
     Ok(Origin { is_shared, ..created })
 }
 
-/// Guest RAM.
-struct Ram<'a> {
-    memory: &'a GuestMemory,
-    bytes: u64,
+/// How to write a snapshot of a machine that comes from `origin`.
+pub(super) fn options(origin: Option<&Origin>) -> Result<Options, SnapshotError> {
+    let is_shared = origin.is_some_and(|origin| origin.is_shared);
+    // What was written has probably changed: to read the parent's pages as well would not pay.
+    let compare = if is_shared { Compare::Digests } else { Compare::Pages };
+    Ok(Options { compare, ..Options::new().map_err(SnapshotError::Resident)? })
 }
 
-impl Ram<'_> {
-    /// Gives the writer every page that is the machine's own, and all that `image` has.
-    fn write(
-        &self,
-        writer: &mut Writer,
-        name: &Name,
-        image: Option<&Snapshot>,
-    ) -> Result<(), SnapshotError> {
-        let mut pagemap = Pagemap::open().map_err(SnapshotError::Resident)?;
-        let image = image.map(Snapshot::memory).transpose().map_err(super::OriginError::from)?;
-        let mut content = vec![0; BLOCK_BYTES];
-        for block in (0..block_count(self.bytes)).map(BlockIndex) {
-            let bytes = (self.bytes - block.offset_bytes()).min(BLOCK_BYTES as u64) as usize;
-            let start = GuestAddress(RAM_START.0 + block.offset_bytes());
-            let address = self.memory.get_host_address(start)? as usize;
-            let mut pages = pagemap.own(address, bytes).map_err(SnapshotError::Resident)?;
-            if image.as_ref().is_some_and(|image| image.has_data(block)) {
-                pages = PageSet::first(bytes / PAGE_BYTES);
-            }
-            if pages.is_empty() {
-                continue;
-            }
-            let mut places = content.chunks_exact_mut(PAGE_BYTES);
-            for (page, place) in pages.pages().zip(&mut places) {
-                let address = GuestAddress(start.0 + (page * PAGE_BYTES) as u64);
-                self.memory.read_slice(place, address)?;
-            }
-            writer.put_block(name, block, &pages, &content[..pages.count() * PAGE_BYTES])?;
-        }
-        Ok(())
-    }
+/// Writes all pages, those that `parent` has left out. What the machine has of `origin` is written
+/// as well if there is no parent, or it may have no child.
+pub(super) fn begin(
+    taken: &Taken<'_>,
+    storage: Arc<dyn Storage>,
+    pack_path: &Path,
+    options: Options,
+    origin: Option<&Origin>,
+    parent: Option<&Snapshot>,
+) -> Result<Writer, SnapshotError> {
+    // No snapshot consists of more packs.
+    let parent = parent.filter(|parent| parent.manifest().layers.iter().count() < LAYERS_MAX);
+    let image = Image { kind: ImageKind::Memory, name: Name::new(RAM)?, bytes: taken.ram_bytes };
+    let mut writer = Writer::create(storage, pack_path, options, vec![image], parent)?;
+    let only_in_image = match parent {
+        None => origin.map(|origin| &origin.snapshot),
+        Some(_) => None,
+    };
+    taken.write(&mut writer, only_in_image)?;
+    Ok(writer)
 }
 
-fn describe(state: MachineState, ram_bytes: u64) -> Result<Description, SnapshotError> {
+/// What a snapshot says beside its images.
+pub(super) fn describe(state: MachineState, ram_bytes: u64) -> Result<Description, SnapshotError> {
     let features = state.cpu_features()?;
     let sections = state.sections.into_iter().map(|section| {
         let name = Name::new(&section.name)?;

@@ -58,21 +58,28 @@ impl HostFile {
     /// # Errors
     /// See [`HostFileError`].
     pub fn beside(manifest: &Path) -> Result<Option<Self>, HostFileError> {
-        let path = path_beside(manifest);
+        match Self::read(path_beside(manifest)) {
+            Err(HostFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
+    /// Reads this one.
+    ///
+    /// # Errors
+    /// See [`HostFileError`].
+    pub fn read(path: PathBuf) -> Result<Self, HostFileError> {
         let failed = |source| HostFileError::Io { attempt: "read", path: path.clone(), source };
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(failed)?,
-        };
+        let file = File::open(&path).map_err(failed)?;
         // What it usually has, so that it is read at once.
         let mut bytes = Vec::with_capacity(4 << 10);
         file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > BYTES_MAX {
             return Err(HostFileError::TooLarge { path });
         }
-        config::decode(&bytes, "host")
-            .map(Some)
-            .map_err(|source| HostFileError::Content { path: path.clone(), source })
+        config::decode(&bytes, "host").map_err(|source| HostFileError::Content { path, source })
     }
 
     /// Writes it beside a manifest, in place of what is there, so that a power cut leaves the one
@@ -98,7 +105,8 @@ impl HostFile {
     }
 }
 
-fn path_beside(manifest: &Path) -> PathBuf {
+/// Where the host file of a manifest is.
+pub(super) fn path_beside(manifest: &Path) -> PathBuf {
     with_suffix(manifest, ".host.json")
 }
 

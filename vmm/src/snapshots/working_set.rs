@@ -25,6 +25,9 @@ pub fn record(
     config: &Config,
     path: &Path,
 ) -> Result<(), SnapshotError> {
+    if !origin.snapshot.is_durable().map_err(SnapshotError::Durable)? {
+        return Err(SnapshotError::NotDurable);
+    }
     let mut source = origin.snapshot.memory().map_err(OriginError::from)?;
     let mut manifest = origin.snapshot.manifest().clone();
     manifest.working_set = runs(&pager.touches(), memory, &mut source)?;

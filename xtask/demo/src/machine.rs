@@ -1,6 +1,7 @@
 //! The microVMs of the demonstration: their configuration, processes and sockets.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead, BufReader, Read},
     os::unix::net::UnixListener,
@@ -13,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rotifer_agent::{client::AgentClient, limits::AGENT_PORT};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -54,13 +56,25 @@ impl Stage {
 
     /// Boots a machine; its console goes to our output, each line marked.
     pub fn boot(&self, name: &str) -> Result<Machine> {
-        Machine::start(self, name, None)
+        Machine::start(self, name, &[])
     }
 
     /// Has a new process take up the machine of a snapshot, whose memory comes through `pager`, if
     /// there is one.
     pub fn restore(&self, name: &str, snapshot: &Path, pager: Option<&Pager>) -> Result<Machine> {
-        Machine::start(self, name, Some((snapshot, pager)))
+        let mut arguments = vec!["--restore".as_ref(), snapshot.as_os_str()];
+        if let Some(pager) = pager {
+            arguments.extend(["--pager-sock".as_ref(), pager.socket.as_os_str()]);
+        }
+        Machine::start(self, name, &arguments)
+    }
+
+    /// Has a new process take up a child of a fork.
+    pub fn restore_fork(&self, name: &str, fork: &Fork, pager: &Pager) -> Result<Machine> {
+        let host_file = ["--host-file".as_ref(), fork.host_file_path.as_os_str()];
+        let restore = ["--restore".as_ref(), fork.snapshot_path.as_os_str()];
+        let share = ["--pager-sock".as_ref(), pager.socket.as_os_str()];
+        Machine::start(self, name, &[restore, host_file, share].concat())
     }
 
     /// Starts the process that keeps what clones share.
@@ -88,6 +102,17 @@ impl Stage {
         fs::write(&path, config.to_string()).with_context(|| format!("cannot write {path:?}"))?;
         Ok(path)
     }
+}
+
+/// A fork of a machine, as its VMM describes it.
+#[derive(Deserialize)]
+pub struct Fork {
+    snapshot_path: PathBuf,
+    host_file_path: PathBuf,
+    /// What it takes of the host's memory.
+    pub held_bytes: u64,
+    /// How long the machine stood still.
+    pub pause_us: u64,
 }
 
 /// The process that keeps what clones share; dropping it kills the process.
@@ -119,7 +144,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    fn start(stage: &Stage, name: &str, snapshot: Option<(&Path, Option<&Pager>)>) -> Result<Self> {
+    /// With these arguments it takes up a snapshot; without any it boots.
+    fn start(stage: &Stage, name: &str, arguments: &[&OsStr]) -> Result<Self> {
         let (vsock, api) =
             (stage.path(&format!("{name}.vsock")), stage.path(&format!("{name}.api")));
         let (sender, events) = mpsc::channel();
@@ -127,13 +153,8 @@ impl Machine {
         let mut command = Command::new(&stage.vmm);
         command.arg("--config-file").arg(stage.write_config(name, &vsock)?);
         command.arg("--api-sock").arg(&api).stdin(Stdio::null());
-        if let Some((snapshot, pager)) = snapshot {
-            command.arg("--restore").arg(snapshot);
-            if let Some(pager) = pager {
-                command.arg("--pager-sock").arg(&pager.socket);
-            }
-        }
         let mut process = command
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -151,7 +172,7 @@ impl Machine {
             }
         });
         // Of a machine that goes on, the console has nothing new to tell.
-        let is_shown = snapshot.is_none();
+        let is_shown = arguments.is_empty();
         thread::spawn(move || {
             lines(console).filter(|_| is_shown).for_each(|line| println!("guest | {line}"));
             let _nobody_waits = sender.send(Event::Ended);
@@ -197,6 +218,13 @@ impl Machine {
                 .with_context(|| format!("the VMM refuses {method} {path}"))?;
         }
         Ok(())
+    }
+
+    /// Has the VMM hold a fork of the machine, which runs.
+    pub fn fork(&self) -> Result<Fork> {
+        let api = AgentClient::over_unix(&self.api).with_timeout(TIMEOUT);
+        let answer = api.request("PUT", "/fork", &[], &[]).context("the VMM refuses PUT /fork")?;
+        answer.json().context("the description of the fork is another one")
     }
 
     /// Ends the process with SIGKILL.

@@ -1,5 +1,5 @@
 //! What `./x demo` runs on the host: a microVM with the example web app, from outside. It boots,
-//! answers, is suspended and killed, goes on in another process, and is cloned.
+//! answers, is suspended and killed, goes on in another process, is cloned, and is forked while it runs.
 //!
 //! It waits for events only: the agent connects to the host when it serves, the app's log says when
 //! the app listens, and the VMM says when a machine is restored.
@@ -20,6 +20,7 @@ use crate::{
 
 const VISIT_COUNT: u64 = 3;
 const CLONE_COUNT: usize = 20;
+const CHILD_COUNT: usize = 3;
 
 fn main() -> Result<()> {
     let mut arguments = env::args_os().skip(1).map(PathBuf::from);
@@ -32,6 +33,7 @@ fn main() -> Result<()> {
     suspend(machine, &snapshot)?;
     let mut machine = resume(&stage, &snapshot)?;
     clone(&stage, &snapshot)?;
+    fork(&stage, &machine)?;
 
     let agent = machine.agent();
     agent.shutdown(ShutdownMode::Poweroff).context("cannot shut the guest down")?;
@@ -103,23 +105,9 @@ fn resume(stage: &Stage, snapshot: &Path) -> Result<Machine> {
 fn clone(stage: &Stage, snapshot: &Path) -> Result<()> {
     let pager = &stage.pager()?;
     let begin = Instant::now();
-    let clones: Result<Vec<Machine>> = thread::scope(|scope| {
-        let start = |number| {
-            let answered = move || -> Result<Machine> {
-                let machine = stage.restore(&format!("clone-{number}"), snapshot, Some(pager))?;
-                let visit = app::visit(&machine.await_restored()?)?;
-                if visit != VISIT_COUNT + 1 {
-                    bail!("clone {number} answers visit number {visit}");
-                }
-                Ok(machine)
-            };
-            scope.spawn(answered)
-        };
-        let threads: Vec<_> = (0..CLONE_COUNT).map(start).collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined.map(|clone| clone.unwrap_or_else(|_| bail!("a thread panicked"))).collect()
-    });
-    let clones = clones?;
+    let clones = side_by_side(CLONE_COUNT, VISIT_COUNT + 1, |number| {
+        stage.restore(&format!("clone-{number}"), snapshot, Some(pager))
+    })?;
     let time = milliseconds(begin);
     let kib: u64 = clones.iter().map(Machine::memory_kib).sum::<Result<_>>()?;
     let kib = kib + pager.memory_kib()?;
@@ -130,6 +118,58 @@ fn clone(stage: &Stage, snapshot: &Path) -> Result<()> {
         kib >> 10
     );
     Ok(())
+}
+
+/// Forks the machine while it runs: its children go on from that moment, and so does it.
+fn fork(stage: &Stage, machine: &Machine) -> Result<()> {
+    let pager = &stage.pager()?;
+    let before = app::visit(&machine.agent())?;
+    let begin = Instant::now();
+    let fork = machine.fork()?;
+    println!(
+        "\nForked in {}: the machine stood still for {:.1} ms of them; {} MiB are held in memory.",
+        milliseconds(begin),
+        fork.pause_us as f64 / 1e3,
+        fork.held_bytes >> 20
+    );
+    let after = app::visit(&machine.agent())?;
+    let children = side_by_side(CHILD_COUNT, before + 1, |number| {
+        stage.restore_fork(&format!("child-{number}"), &fork, pager)
+    })?;
+    println!(
+        "{} children have answered {} after the fork was asked for, each with visit number {}; their \
+         parent went on in between, with number {after}.",
+        children.len(),
+        milliseconds(begin),
+        before + 1
+    );
+    if after != before + 1 {
+        bail!("it should have been number {}", before + 1);
+    }
+    Ok(())
+}
+
+/// Starts machines at the same time, and has each answer the visit that is `expected`.
+fn side_by_side(
+    count: usize,
+    expected: u64,
+    start: impl Fn(usize) -> Result<Machine> + Sync,
+) -> Result<Vec<Machine>> {
+    let answered = |number| -> Result<Machine> {
+        let machine = start(number)?;
+        let visit = app::visit(&machine.await_restored()?)?;
+        if visit != expected {
+            bail!("machine {number} answers visit number {visit}");
+        }
+        Ok(machine)
+    };
+    thread::scope(|scope| {
+        let answered = &answered;
+        let threads: Vec<_> =
+            (0..count).map(|number| scope.spawn(move || answered(number))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|machine| machine.unwrap_or_else(|_| bail!("a thread panicked"))).collect()
+    })
 }
 
 fn milliseconds(since: Instant) -> String {

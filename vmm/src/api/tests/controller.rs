@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::api::http::Method::{self, Get, Patch, Put};
+use crate::api::http::Method::{self, Delete, Get, Patch, Put};
 use crate::api::{Controller, Load, MachineControl, Response, SnapshotCreate, State, route};
 use crate::config::{self, Config, Plan};
 use crate::machine_state::{Hardware, Then};
+use crate::snapshots::ForkDescription;
 
 /// A machine that remembers what it was asked for.
 #[derive(Debug, Default)]
@@ -46,12 +47,26 @@ impl MachineControl for Recorder {
 
     fn snapshot(&mut self, request: &SnapshotCreate, _config: &Config) -> Result<(), Broken> {
         let (manifest, memory) = (&request.snapshot_path, &request.mem_file_path);
+        let live = if request.live { "live " } else { "" };
         self.call(format!(
-            "{:?} {} {}",
+            "{live}{:?} {} {}",
             request.snapshot_type,
             manifest.display(),
             memory.display()
         ))
+    }
+
+    fn fork(&mut self, config: &Config) -> Result<ForkDescription, Broken> {
+        self.call(format!("fork of {} vCPUs", config.machine_config.vcpu_count))?;
+        Ok(fork())
+    }
+
+    fn forks(&self) -> Vec<ForkDescription> {
+        vec![fork(), fork()]
+    }
+
+    fn end_fork(&mut self, id: &str) -> Result<(), Broken> {
+        self.call(format!("end fork {id}"))
     }
 
     fn record_working_set(&mut self, path: &Path, _config: &Config) -> Result<(), Broken> {
@@ -61,6 +76,16 @@ impl MachineControl for Recorder {
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Broken> {
         let vsock = hardware.devices.vsock.map(|vsock| vsock.uds_path.display().to_string());
         self.call(format!("restore {} {vsock:?} {then:?}", load.snapshot_path.display()))
+    }
+}
+
+fn fork() -> ForkDescription {
+    ForkDescription {
+        fork_id: "1".into(),
+        snapshot_path: "/proc/9/fd/7".into(),
+        host_file_path: "/proc/9/fd/8".into(),
+        held_bytes: 4096,
+        pause_us: 5,
     }
 }
 
@@ -265,7 +290,7 @@ fn what_is_not_there_yet_is_refused_by_name_in_every_state() {
 fn a_snapshot_is_of_a_paused_machine_and_leaves_it_paused() {
     let mut bench = Bench::started();
     let create = json!({"mem_file_path": "m", "snapshot_path": "s", "snapshot_type": "Diff"});
-    let texts = ["/snapshot/create", "while the machine runs"];
+    let texts = ["/snapshot/create without \"live\"", "while the machine runs"];
     bench.refused(Put, "/snapshot/create", create.clone(), &texts);
     bench.done(Patch, "/vm", json!({"state": "Paused"}));
     bench.done(Put, "/snapshot/create", create);
@@ -273,6 +298,45 @@ fn a_snapshot_is_of_a_paused_machine_and_leaves_it_paused() {
     assert_eq!(bench.controller.machine().calls[2..], ["Diff s m"]);
     let load = json!({"snapshot_path": "s"});
     bench.refused(Put, "/snapshot/load", load, &["/snapshot/load", "while the machine is paused"]);
+}
+
+#[test]
+fn a_live_snapshot_is_of_a_machine_that_runs_and_goes_on() {
+    let mut bench = Bench::started();
+    let create = json!({"mem_file_path": "m", "snapshot_path": "s", "live": true});
+    bench.done(Put, "/snapshot/create", create.clone());
+    assert_eq!(bench.controller.state(), State::Running);
+    assert_eq!(bench.controller.machine().calls[1..], ["live Full s m"]);
+    bench.done(Patch, "/vm", json!({"state": "Paused"}));
+    let texts = ["/snapshot/create with \"live\"", "while the machine is paused"];
+    bench.refused(Put, "/snapshot/create", create.clone(), &texts);
+    Bench::new().refused(Put, "/snapshot/create", create, &["before the machine is started"]);
+}
+
+#[test]
+fn forks_are_made_of_a_machine_whether_it_runs_or_not_told_and_ended() {
+    let mut bench = Bench::new();
+    for (method, path) in [(Put, "/fork"), (Get, "/forks"), (Delete, "/fork/1")] {
+        bench.refused(method, path, Value::Null, &[path.trim_end_matches("/1"), "before"]);
+    }
+    let mut bench = Bench::started();
+    for state in ["Resumed", "Paused"] {
+        bench.done(Patch, "/vm", json!({"state": state}));
+        let Response::Json(made) = bench.ask(Put, "/fork", Value::Null) else { panic!("no fork") };
+        let made: Value = serde_json::from_str(&made).unwrap();
+        assert_eq!(
+            made,
+            json!({"fork_id": "1", "snapshot_path": "/proc/9/fd/7", "pause_us": 5,
+                   "host_file_path": "/proc/9/fd/8", "held_bytes": 4096})
+        );
+        assert_eq!(bench.json("/forks"), json!([made, made]));
+    }
+    assert_eq!(bench.controller.state(), State::Paused);
+    bench.done(Delete, "/fork/1", Value::Null);
+    let calls = &bench.controller.machine().calls;
+    assert_eq!(calls[1..], ["fork of 1 vCPUs", "pause", "fork of 1 vCPUs", "end fork 1"]);
+    bench.controller.machine().broken = true;
+    bench.refused(Put, "/fork", Value::Null, &["PUT /fork failed: the recorder is broken"]);
 }
 
 #[test]
@@ -290,6 +354,15 @@ fn a_machine_is_loaded_into_what_the_host_provided_or_what_was_configured() {
     assert_eq!(bench.json("/vm/config")["vsock"]["uds_path"], "/run/v.sock");
     let [call] = &bench.controller.machine().calls[..] else { panic!("one call") };
     assert!(call.ends_with("vm.snap Some(\"/run/v.sock\") StayPaused"), "{call}");
+
+    // A fork's host file is not beside it.
+    let mut child = Bench::new();
+    let host = bench.path("vm.snap.host.json");
+    let fork = json!({"snapshot_path": "/proc/1/fd/9", "host_file_path": host});
+    child.done(Put, "/snapshot/load", fork);
+    assert_eq!(child.json("/vm/config")["vsock"]["uds_path"], "/run/v.sock");
+    let absent = json!({"snapshot_path": "s", "host_file_path": bench.path("absent")});
+    Bench::new().refused(Put, "/snapshot/load", absent, &["read the host file", "absent"]);
 
     other.done(Put, "/vsock", vsock("/run/other"));
     let load = json!({"snapshot_path": snapshot, "resume_vm": true});

@@ -80,7 +80,7 @@ fn what_is_not_a_message_of_ours_is_refused() {
         (head("Transfer-Encoding: chunked"), Error::TransferEncoding),
         (head("Transfer-Encoding: identity\r\nContent-Length: 1"), Error::TransferEncoding),
         (head("Expect: a miracle"), Error::Expectation),
-        ("DELETE / HTTP/1.1\r\n\r\n".into(), Error::Method { method: "DELETE".into() }),
+        ("POST / HTTP/1.1\r\n\r\n".into(), Error::Method { method: "POST".into() }),
         ("get / HTTP/1.1\r\n\r\n".into(), Error::Method { method: "get".into() }),
         ("GET * HTTP/1.1\r\n\r\n".into(), Error::Target),
         ("GET https://h/ HTTP/1.1\r\n\r\n".into(), Error::Target),

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use crate::api::http::Method::{self, Get, Patch, Put};
+use crate::api::http::Method::{self, Delete, Get, Patch, Put};
 use crate::api::{Request, route};
 use crate::config::{Drive, MachineConfig, MachineConfigPatch, Vsock, report};
 
@@ -46,6 +46,17 @@ fn every_route_that_configures_is_a_request() {
     assert!(matches!(asked(Put, "/entropy", "{}"), Request::SetEntropy(_)));
     assert!(matches!(asked(Put, "/serial", "{}"), Request::SetSerial(_)));
     assert!(matches!(asked(Put, "/logger", r#"{"level": "debug"}"#), Request::SetLogger(_)));
+}
+
+#[test]
+fn forks_are_made_told_and_ended_without_a_body() {
+    assert_eq!(asked(Put, "/fork", ""), Request::Fork);
+    assert_eq!(asked(Get, "/forks", ""), Request::Forks);
+    assert_eq!(asked(Delete, "/fork/12", ""), Request::EndFork("12".into()));
+    refused(Put, "/fork", "{}", "PUT /fork has no body");
+    refused(Delete, "/fork/1", "{}", "DELETE /fork/1 has no body");
+    refused(Delete, "/fork", "", "there is no DELETE /fork");
+    refused(Delete, "/drives/a", "", "there is no DELETE /drives/a");
 }
 
 #[test]
