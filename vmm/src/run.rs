@@ -22,7 +22,7 @@ use crate::machine::{Machine, MachineError, PauseError, SaveError};
 use crate::machine_state::{Hardware, Then};
 use crate::outcome::{FAILURE, Outcome, WRONG_USAGE};
 use crate::signals::Signals;
-use crate::snapshots::{self, Origin, SnapshotError};
+use crate::snapshots::{self, Origin, SnapshotError, Still};
 use crate::terminal::{self, Raw};
 
 /// Why the VMM ended without an outcome of the machine.
@@ -272,7 +272,9 @@ impl MachineControl for Keeper {
         let paused = machine.pause().map_err(ControlError::Pause)?;
         let origin = paused.save().map_err(ControlError::Save).and_then(|state| {
             let origin = self.origin.as_ref();
-            Ok(snapshots::create(request, paused.memory(), state, origin, config)?)
+            let (memory, overlays) = (paused.memory(), paused.overlays());
+            let still = Still { memory, state, overlays };
+            Ok(snapshots::create(request, still, origin, config)?)
         });
         paused.stay();
         self.origin = Some(origin?);
@@ -292,11 +294,17 @@ impl MachineControl for Keeper {
         Ok(recorded?)
     }
 
-    fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), ControlError> {
+    fn restore(
+        &mut self,
+        mut hardware: Hardware,
+        load: &Load,
+        then: Then,
+    ) -> Result<(), ControlError> {
         let on_terminal = hardware.devices.console == Console::Stdio;
         tracing::debug!("timeline: a snapshot is wanted");
         let origin = Origin::open(&load.snapshot_path, load.memory_path.as_deref(), &load.host)
             .map_err(SnapshotError::from)?;
+        hardware.devices.layers = origin.disk_layers().map_err(SnapshotError::from)?;
         tracing::debug!("timeline: the snapshot is open");
         let mut pager = None;
         let fill = |memory: &Arc<GuestMemory>| -> Result<(), SnapshotError> {

@@ -2,21 +2,24 @@
 //!
 //! ```text
 //!  create:  Paused ── state of its parts ──▶ manifest ┐
-//!                  └─ RAM ─────────────────▶ pack     ├─ and beside the manifest a host file
-//!  open:    manifest, packs, host file ──▶ Origin ──▶ Machine::restore, with a pager for its RAM
+//!                  └─ RAM, overlays ───────▶ pack     ├─ and beside the manifest a host file
+//!  open:    manifest, packs, host file ──▶ Origin ──▶ Machine::restore, with a pager for its RAM and
+//!                                                      a layer for each disk below its overlay
 //! ```
 //! A snapshot knows no path. Where this host keeps what a machine needs (disks, sockets, packs) is
 //! in the [`HostFile`], which may be replaced by another configuration, or be lost.
 
 mod attach;
 mod create;
+mod disks;
 mod host_file;
 mod origin;
 mod own_pages;
 mod working_set;
 
 pub use attach::attach;
-pub use create::create;
+pub use create::{Still, create};
+pub use disks::DiskError;
 pub use host_file::{HostFile, HostFileError};
 pub use origin::{Origin, OriginError};
 pub use working_set::record as record_working_set;
@@ -49,6 +52,8 @@ pub enum SnapshotError {
         "no working set is recorded: load a snapshot with record_working_set, let it answer, and ask again"
     )]
     NotRecording,
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("read guest RAM")]
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]

@@ -11,6 +11,7 @@ use rotifer_snapshot::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::disks::DiskImage;
 use super::host_file::absolute;
 use super::origin::pack_path;
 use super::own_pages::Pagemap;
@@ -19,10 +20,21 @@ use crate::api::{SnapshotCreate, SnapshotKind};
 use crate::arch::aarch64::layout::RAM_START;
 use crate::config::Config;
 use crate::machine_state::{Feature, MachineState};
+use crate::table::DiskOverlay;
+
+/// A machine that stands still.
+pub struct Still<'a> {
+    /// Its RAM.
+    pub memory: &'a GuestMemory,
+    /// What it knew when it was saved, before its RAM is read.
+    pub state: MachineState,
+    /// Its disks, as far as they have overlays.
+    pub overlays: &'a [DiskOverlay],
+}
 
 /// Writes a snapshot: pages to `mem_file_path`, everything else to `snapshot_path`, and beside that
-/// the host file. `state` was saved before, and nobody changes `memory` meanwhile. `origin` is what
-/// the machine comes from, or its last snapshot; what is not resident of it is taken over.
+/// the host file. `origin` is what the machine comes from, or its last snapshot; what is not resident
+/// of it is taken over.
 ///
 /// Returns the new snapshot, which is durable by then.
 ///
@@ -30,11 +42,11 @@ use crate::machine_state::{Feature, MachineState};
 /// See [`SnapshotError`]; an older snapshot at `snapshot_path` is as it was.
 pub fn create(
     request: &SnapshotCreate,
-    memory: &GuestMemory,
-    state: MachineState,
+    machine: Still<'_>,
     origin: Option<&Origin>,
     config: &Config,
 ) -> Result<Origin, SnapshotError> {
+    let Still { memory, state, overlays } = machine;
     let storage = Arc::new(HostStorage);
     let parent = match request.snapshot_type {
         SnapshotKind::Full => None,
@@ -46,23 +58,29 @@ pub fn create(
     let name = Name::new(RAM)?;
     let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let image = Image { kind: ImageKind::Memory, name: name.clone(), bytes };
+    let before = origin.map(|origin| &origin.snapshot);
+    let disks = overlays.iter().map(|overlay| DiskImage::of(overlay, before));
+    let disks = disks.collect::<Result<Vec<_>, _>>()?;
+    let images = [image].into_iter().chain(disks.iter().map(DiskImage::image)).collect();
     let is_shared = origin.is_some_and(|origin| origin.is_shared);
     // What was written has probably changed: to read the parent's pages as well would not pay.
     let compare = if is_shared { Compare::Digests } else { Compare::Pages };
     let options = Options { compare, ..Options::new().map_err(SnapshotError::Resident)? };
     let pack_path = pack_path(&request.mem_file_path, options.pack);
-    let mut writer = Writer::create(storage.clone(), &pack_path, options, vec![image], parent)?;
-    let only_in_image = match parent {
-        None => origin.map(|origin| &origin.snapshot),
-        Some(_) => None,
-    };
+    let mut writer = Writer::create(storage.clone(), &pack_path, options, images, parent)?;
+    let only_in_image = before.filter(|_| parent.is_none());
     let ram = Ram { memory, bytes };
     ram.write(&mut writer, &name, only_in_image)?;
+    for disk in &disks {
+        disk.write_own(&mut writer)?;
+        only_in_image.map_or(Ok(()), |image| disk.write_inherited(&mut writer, image))?;
+    }
 
     let mut packs = origin.map(|origin| origin.packs.clone()).unwrap_or_default();
     packs.insert(options.pack.to_string(), absolute(pack_path.clone()));
     HostFile::of(config, packs.clone()).write(storage.as_ref(), &request.snapshot_path)?;
-    let description = describe(state, bytes)?;
+    let mut description = describe(state, bytes)?;
+    description.machine.extend(disks.iter().map(DiskImage::section));
     let committed = writer.commit(&request.snapshot_path, description)?;
     tracing::info!(
         snapshot = %committed.id,
