@@ -55,8 +55,7 @@ impl DiskBase {
         buffer.resize(PAGE_BYTES, 0);
         if let Some(last) = bytes.checked_sub(PAGE_BYTES as u64).filter(|_| bytes > HEAD_BYTES) {
             for sample in 1..=SAMPLE_COUNT {
-                let offset = u128::from(last).saturating_mul(sample.into());
-                let offset = (offset / u128::from(SAMPLE_COUNT)) as u64; // at most `last`
+                let offset = last.saturating_mul(sample) / SAMPLE_COUNT;
                 content.read_exact_at(&mut buffer, offset)?;
                 hasher.update(&buffer);
             }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rotifer_snapshot::layout::{PAGE_BYTES, PAGES_PER_BLOCK};
-use rotifer_snapshot::{BlockIndex, DiskBase, PageSet};
+use rotifer_snapshot::layout::PAGE_BYTES;
+use rotifer_snapshot::{BlockIndex, DiskBase, PageIndex, PageSet};
 
 use super::backing::Backing;
 use super::file::{Places, load};
@@ -92,9 +92,8 @@ impl Frozen<'_> {
     pub fn blocks(&self) -> BTreeMap<BlockIndex, Pages> {
         let mut blocks: BTreeMap<BlockIndex, Pages> = BTreeMap::new();
         for (page, state) in self.table.marked() {
-            let block = BlockIndex((page / PAGES_PER_BLOCK as u64) as u32); // a disk has 32 GiB
-            let page = (page % PAGES_PER_BLOCK as u64) as usize;
-            let pages = blocks.entry(block).or_default();
+            let page = PageIndex(page as u32); // a disk has 32 GiB
+            let (pages, page) = (blocks.entry(page.block()).or_default(), page.in_block());
             match state {
                 BlockState::Present => pages.data.insert(page),
                 BlockState::Zero => pages.zero.insert(page),
