@@ -34,7 +34,7 @@ pub enum DiskError {
     )]
     BaseChanged { drive: String },
     #[error("read the snapshot's image of drive {drive}")]
-    Image { drive: String, source: SourceError },
+    Image { drive: String, source: Box<SourceError> },
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error(transparent)]
@@ -119,7 +119,7 @@ impl<'a> DiskImage<'a> {
         snapshot: &Snapshot,
     ) -> Result<(), DiskError> {
         let Some(index) = snapshot.manifest().image(&self.name) else { return Ok(()) };
-        let failed = |source| DiskError::Image { drive: self.drive.into(), source };
+        let failed = |error| DiskError::Image { drive: self.drive.into(), source: Box::new(error) };
         let mut image = snapshot.image(&self.name)?;
         let mut content = vec![0; BLOCK_BYTES];
         for block in index.blocks.iter().map(|entry| entry.block) {
