@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::image_reader::{ImageReader, of_chunk};
 use crate::layout::{BlockIndex, CHUNK_BYTES, CHUNKS_PER_BLOCK, PAGE_BYTES};
-use crate::manifest::{ImageIndex, Manifest};
+use crate::manifest::{ImageIndex, ImageKind, Manifest};
 use crate::name::Name;
 use crate::page_set::PageSet;
-use crate::record::Piece;
+use crate::record::{self, Piece};
 use crate::snapshot::Snapshot;
 use crate::source::{PageSource, SourceError};
 
@@ -155,6 +155,11 @@ fn block(
 ) -> Result<PageSet, SourceError> {
     let (old, new) = (pieces(before, block)?, pieces(after, block)?);
     let mut different = PageSet::EMPTY;
+    if after.index().image.kind == ImageKind::Disk {
+        // A page of zeroes is another thing than a page that is as in the base.
+        let (old, new) = (record::pages(&old), record::pages(&new));
+        different = old.minus(&new).union(&new.minus(&old));
+    }
     for chunk in 0..CHUNKS_PER_BLOCK {
         let (old, new) = (of_chunk(&old, chunk), of_chunk(&new, chunk));
         if old.iter().map(content_key).eq(new.iter().map(content_key)) {

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::cpu::CpuFeature;
-use crate::id::{PackId, SnapshotId};
+use crate::disk_base::DiskBase;
+use crate::id::{Digest, PackId, SnapshotId};
 use crate::layout::PAGE_BYTES;
 use crate::manifest::{
     Architecture, FORMAT_VERSION, ImageIndex, ImageKind, Manifest, MemoryRegion, PageRun,
@@ -73,10 +74,12 @@ pub struct ImageInspection {
     pub kind: ImageKind,
     /// Its length.
     pub bytes: u64,
-    /// Blocks that are not wholly zero.
+    /// Blocks that it has pages of.
     pub block_count: u64,
-    /// Pages that are not zero.
+    /// Pages that it has: in RAM those that are not zero, on a disk those that are not its base's.
     pub page_count: u64,
+    /// The fingerprint of a disk's base; none if the snapshot does not say it.
+    pub base: Option<Digest>,
 }
 
 /// The state of one part of the machine.
@@ -107,7 +110,7 @@ impl Inspection {
             parent: manifest.metadata.parent,
             layers: layers(manifest),
             memory_regions: manifest.memory_regions.clone(),
-            images: manifest.images.iter().map(image).collect(),
+            images: manifest.images.iter().map(|index| image(manifest, index)).collect(),
             cpu_features: manifest.cpu_features.clone(),
             working_set: manifest.working_set.clone(),
             machine: machine.collect(),
@@ -155,13 +158,15 @@ fn layers(manifest: &Manifest) -> Vec<LayerInspection> {
     layers.collect()
 }
 
-fn image(index: &ImageIndex) -> ImageInspection {
+fn image(manifest: &Manifest, index: &ImageIndex) -> ImageInspection {
+    let base = manifest.disk_base(&index.image.name);
     ImageInspection {
         name: index.image.name.clone(),
         kind: index.image.kind,
         bytes: index.image.bytes,
         block_count: index.blocks.len() as u64,
         page_count: index.blocks.iter().map(|entry| u64::from(entry.page_count)).sum(),
+        base: base.and_then(|section| Some(DiskBase::decode(section).ok()?.fingerprint)),
     }
 }
 
@@ -228,10 +233,15 @@ impl fmt::Display for LayerInspection {
 
 impl fmt::Display for ImageInspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, kind, bytes, block_count, page_count } = self;
+        let Self { name, kind, bytes, block_count, page_count, base } = self;
         let data = Bytes(page_count.saturating_mul(PAGE_BYTES as u64));
-        write!(f, "{name} ({kind:?}), {}, of it {data} not zero", Bytes(*bytes))?;
-        write!(f, " in {block_count} blocks")
+        let over = match kind {
+            ImageKind::Memory => "not zero",
+            ImageKind::Disk => "over its base",
+        };
+        write!(f, "{name} ({kind:?}), {}, of it {data} {over}", Bytes(*bytes))?;
+        write!(f, " in {block_count} blocks")?;
+        base.map_or(Ok(()), |base| write!(f, ", base {base}"))
     }
 }
 

@@ -14,6 +14,7 @@
 mod compact;
 mod cpu;
 mod diff;
+mod disk_base;
 mod id;
 mod image_reader;
 mod inspect;
@@ -38,6 +39,7 @@ mod writer;
 pub use compact::{Compaction, compact};
 pub use cpu::{CpuFeature, CpuMismatch, CpuRule, compare};
 pub use diff::{BlockDifference, Change, Difference, ImageDifference, SectionDifference, diff};
+pub use disk_base::DiskBase;
 pub use id::{Digest, PackId, SnapshotId};
 pub use image_reader::ImageReader;
 pub use inspect::{ImageInspection, Inspection, LayerInspection, SectionInspection};

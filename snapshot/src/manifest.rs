@@ -87,7 +87,7 @@ pub struct MemoryRegion {
 pub struct Image {
     /// RAM or a disk.
     pub kind: ImageKind,
-    /// What the machine's configuration calls it.
+    /// What the machine calls it.
     pub name: Name,
     /// Its length.
     pub bytes: u64,
@@ -99,7 +99,7 @@ pub struct Image {
 pub enum ImageKind {
     /// Guest RAM. A snapshot has at most one such image.
     Memory,
-    /// What a disk holds.
+    /// What a disk holds beside what its base has.
     Disk,
 }
 
@@ -108,7 +108,7 @@ pub enum ImageKind {
 pub struct ImageIndex {
     /// Which image.
     pub image: Image,
-    /// Its blocks that are not wholly zero, ascending.
+    /// Its blocks that it has pages of, ascending.
     pub blocks: Vec<BlockEntry>,
 }
 
@@ -123,7 +123,7 @@ pub struct BlockEntry {
     pub record_offset: u64,
     /// Bytes of the record.
     pub record_bytes: u32,
-    /// Pages of the block that are not zero.
+    /// Pages of the block that it has.
     pub page_count: u16,
     /// The slot of the layer whose pack has the record.
     pub record_layer: u8,

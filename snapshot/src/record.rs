@@ -3,7 +3,7 @@
 //! A *piece* is some pages of one chunk, stored together in one pack and covered by one digest. A
 //! later snapshot that overwrites a part of them goes on using the rest: `stored` says which pages
 //! the content has, `used` which of them count. The `used` masks of a chunk are disjoint, so a
-//! block has at most 512 pieces, and a page in none of them is zero.
+//! block has at most 512 pieces. A page in none of them is zero, or on a disk what its base has.
 
 use crate::id::Digest;
 use crate::layout::{

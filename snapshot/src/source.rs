@@ -10,18 +10,19 @@ use crate::record::RecordError;
 
 /// An image that is loaded piece by piece. Whatever it hands out has been verified.
 ///
-/// A page that is not in the sets returned here is zero: a loader need not copy it, and had better
-/// not, because a page of zeroes costs memory that a page never written does not.
+/// A page of RAM that is not in the sets returned here is zero: a loader need not copy it, and had
+/// better not, because a page of zeroes costs memory that a page never written does not. On a disk
+/// such a page is what its base has, and pages of zeroes are in the sets.
 pub trait PageSource: Send {
     /// Bytes of the image.
     fn image_bytes(&self) -> u64;
 
-    /// Whether a block holds anything but zeroes, as far as that is known without loading anything:
-    /// `false` is certain, and such a block is left to the kernel. Asked of every block before a
-    /// machine starts.
+    /// Whether the image has anything of a block, as far as that is known without loading anything:
+    /// `false` is certain, and such a block of RAM is left to the kernel. Asked of every block before
+    /// a machine starts.
     fn has_data(&self, block: BlockIndex) -> bool;
 
-    /// The pages of a block that are not zero. Cheap once the block has been asked for.
+    /// The pages of a block that the image has. Cheap once the block has been asked for.
     ///
     /// # Errors
     /// The block's record cannot be read or is not what it should be, or there is no such block.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use crate::id::{PackId, SnapshotId};
 use crate::image_reader::{ImageReader, of_chunk};
 use crate::layout::{BlockIndex, LAYERS_MAX, PAGE_BYTES, PAGES_PER_BLOCK, page_count};
-use crate::manifest::{Image, Layer, Layers};
+use crate::manifest::{Image, ImageKind, Layer, Layers};
 use crate::name::Name;
 use crate::page_set::PageSet;
 use crate::record::Piece;
@@ -88,7 +88,8 @@ impl Options {
 
 impl Writer {
     /// Begins a snapshot with these images and creates its pack. What is not put is taken over
-    /// from the images of the same name of the parent, or zero.
+    /// from the images of the same name of the parent; otherwise it is zero in RAM, and as in its
+    /// base on a disk.
     ///
     /// # Errors
     /// The pack cannot be created (nothing may be called that yet), an image has another length
@@ -222,6 +223,7 @@ impl Writer {
                     chunk: block.chunk(number),
                     pages,
                     content: split.map(|(this, _)| this),
+                    keeps_zeroes: writer.image.kind == ImageKind::Disk,
                 };
                 content = split.map(|(_, rest)| rest);
                 chunks.change(&mut pieces, change, writer.base.as_mut(), pack)?;

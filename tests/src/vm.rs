@@ -41,6 +41,8 @@ pub struct Drive {
     pub path: PathBuf,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Whether each machine has an overlay of its own, in its directory.
+    pub overlaid: bool,
 }
 
 /// Describes a machine.
@@ -107,7 +109,14 @@ impl VmBuilder {
 
     /// One more disk: /dev/vda, /dev/vdb, ...
     pub fn drive(mut self, id: &'static str, path: &Path, read_only: bool) -> Self {
-        self.drives.push(Drive { id, path: path.into(), read_only });
+        self.drives.push(Drive { id, path: path.into(), read_only, overlaid: false });
+        self
+    }
+
+    /// One more disk that machines share and that each can write: what it writes goes to a file
+    /// beside its sockets.
+    pub fn overlaid_drive(mut self, id: &'static str, path: &Path) -> Self {
+        self.drives.push(Drive { id, path: path.into(), read_only: false, overlaid: true });
         self
     }
 
@@ -117,7 +126,7 @@ impl VmBuilder {
         self.drive("root", &path, true).boot_args("rotifer.root=/dev/vda ro")
     }
 
-    /// The configuration file's content, with its sockets in `directory`.
+    /// The configuration file's content, with its sockets and overlays in `directory`.
     pub fn config(&self, directory: &Path) -> Value {
         let drives: Vec<Value> = self
             .drives
@@ -128,6 +137,7 @@ impl VmBuilder {
                     "path_on_host": drive.path,
                     "is_root_device": false,
                     "is_read_only": drive.read_only,
+                    "overlay_path": drive.overlaid.then(|| overlay_path(directory, drive.id)),
                     "cache_type": "Writeback",
                 })
             })
@@ -450,6 +460,11 @@ impl Vm {
         (vcpus, others)
     }
 
+    /// The overlay of a drive that has one.
+    pub fn overlay_path(&self, id: &str) -> PathBuf {
+        overlay_path(self.directory.path(), id)
+    }
+
     /// The vsock device's Unix socket.
     pub fn vsock_path(&self) -> PathBuf {
         self.directory.path().join("v.sock")
@@ -544,6 +559,10 @@ impl Drop for Vm {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn overlay_path(directory: &Path, id: &str) -> PathBuf {
+    directory.join(format!("{id}.overlay"))
 }
 
 fn pid_fd(pid: u32) -> OwnedFd {

@@ -1,44 +1,103 @@
 //! A suspend that is killed, or finds the disk full, at every effect that it has on files: nothing is
-//! lost, and the machine can be had as it was before or as it is after.
+//! lost, and the machine can be had as it was before or as it is after: its memory, and its disk.
 //!
 //! hosts: gicv3
 #![cfg(target_arch = "aarch64")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rotifer_agent::exec::ExecRequest;
+use rotifer_agent::process::Exit;
+use rotifer_agent::process::spec::Capabilities;
 use rotifer_tests::{Artifacts, Met, Trouble, Vm, VmBuilder, trace};
 use serde_json::json;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// More effects than any suspend has, so that a test that goes wrong ends.
 const EFFECTS_MAX: usize = 500;
 
-fn builder() -> VmBuilder {
-    VmBuilder::new().memory_mib(128)
+/// A static busybox: that of the emulated host, or Debian's `busybox-static`.
+const BUSYBOX: &str = "/bin/busybox";
+/// The guest's disk.
+const DISK: &str = "/dev/vda";
+
+/// Where a machine and its snapshot are.
+struct Place {
+    snapshots: TempDir,
+    disk: NamedTempFile,
 }
 
-/// A snapshot of a guest that remembers a word.
-fn snapshot() -> (TempDir, PathBuf) {
-    let directory = TempDir::new().unwrap();
-    let snapshot = directory.path().join("vm.snap");
-    let mut vm = builder().start();
-    vm.agent();
-    remember(&vm, "first");
-    vm.suspend(&snapshot, "Full");
-    (directory, snapshot)
+impl Place {
+    /// With a snapshot of a guest that remembers a word.
+    fn with_snapshot() -> Self {
+        let (snapshots, disk) = (TempDir::new().unwrap(), NamedTempFile::new().unwrap());
+        fs::write(disk.path(), [0xee; 1 << 20]).unwrap();
+        let place = Self { snapshots, disk };
+        let mut vm = place.builder().start();
+        vm.agent();
+        let busybox = fs::read(BUSYBOX).expect("read a static busybox, for the guest");
+        let length = busybox.len() as u64;
+        vm.agent_client()
+            .put_file(Path::new("/busybox"), "mode=755", &busybox[..], length)
+            .unwrap();
+        remember(&vm, "first");
+        vm.suspend(&place.snapshot(), "Full");
+        place
+    }
+
+    fn builder(&self) -> VmBuilder {
+        VmBuilder::new().memory_mib(128).overlaid_drive("data", self.disk.path())
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.snapshots.path().join("vm.snap")
+    }
+
+    fn restore(&self) -> Vm {
+        self.builder().restore(&self.snapshot())
+    }
+
+    /// The word that a machine of the snapshot remembers.
+    fn word(&self) -> String {
+        word(&self.restore())
+    }
 }
 
+fn busybox(vm: &Vm, script: &str) -> String {
+    let command = ["/busybox", "sh", "-c", script].map(String::from).to_vec();
+    let capabilities = Some(Capabilities::All);
+    let request = ExecRequest { command, capabilities, ..ExecRequest::default() };
+    let done = vm.agent_client().exec(&request).unwrap();
+    assert_eq!(done.report.exit, Exit::Code(0), "{script}: {}\n{}", done.stderr, vm.report());
+    done.stdout
+}
+
+/// In a file of the guest's memory, and on its disk.
 fn remember(vm: &Vm, word: &str) {
     let agent = vm.agent_client();
     agent.put_file(Path::new("/word"), "", word.as_bytes(), word.len() as u64).unwrap();
+    let copy = format!("conv=notrunc,fsync if=/word of={DISK} seek=100");
+    busybox(vm, &format!("/busybox dd {copy} 2>/dev/null"));
 }
 
+/// What the guest remembers in memory, which must be what its disk has, if it is asked.
 fn word(vm: &Vm) -> String {
     let mut bytes = Vec::new();
     vm.agent_client().get_file(Path::new("/word"), &mut bytes).unwrap();
-    String::from_utf8(bytes).unwrap()
+    let word = String::from_utf8(bytes).unwrap();
+    let on_disk = busybox(
+        vm,
+        &format!(
+            "echo 3 > /proc/sys/vm/drop_caches; \
+             /busybox dd if={DISK} skip=100 count=1 2>/dev/null | /busybox head -c {}",
+            word.len()
+        ),
+    );
+    assert_eq!(on_disk, word, "memory and disk are of one moment");
+    word
 }
 
 /// Suspends the machine over its old snapshot while `trace` watches its process. What the API
@@ -69,11 +128,12 @@ fn assert_intact(snapshot: &Path) {
 
 #[test]
 fn a_suspend_that_is_killed_anywhere_leaves_the_old_machine_or_the_new_one() {
-    let (_directory, snapshot) = snapshot();
+    let place = Place::with_snapshot();
+    let snapshot = place.snapshot();
     let mut known = "first".to_owned();
     let mut outcomes = Vec::new();
     for at in 0..EFFECTS_MAX {
-        let mut vm = builder().restore(&snapshot);
+        let mut vm = place.restore();
         assert_eq!(word(&vm), known);
         let new = format!("word {at}");
         remember(&vm, &new);
@@ -87,7 +147,7 @@ fn a_suspend_that_is_killed_anywhere_leaves_the_old_machine_or_the_new_one() {
         assert_eq!(answer, None, "it was dead");
         vm.await_death();
         assert_intact(&snapshot);
-        let found = word(&builder().restore(&snapshot));
+        let found = place.word();
         assert!(found == known || found == new, "{found:?} instead of {known:?} or {new:?}");
         outcomes.push(if found == new { "new" } else { "old" });
         known = found;
@@ -97,10 +157,11 @@ fn a_suspend_that_is_killed_anywhere_leaves_the_old_machine_or_the_new_one() {
 
 #[test]
 fn a_disk_that_is_full_at_any_moment_costs_nothing_and_the_machine_goes_on() {
-    let (directory, snapshot) = snapshot();
-    let vm = builder().restore(&snapshot);
+    let place = Place::with_snapshot();
+    let snapshot = place.snapshot();
+    let vm = place.restore();
     let mut known = "first".to_owned();
-    let files = || std::fs::read_dir(directory.path()).unwrap().count();
+    let files = || fs::read_dir(place.snapshots.path()).unwrap().count();
     let before = files();
     for at in 0..EFFECTS_MAX {
         let new = format!("word {at}");
@@ -111,11 +172,11 @@ fn a_disk_that_is_full_at_any_moment_costs_nothing_and_the_machine_goes_on() {
             assert_eq!(status, 204, "{text}");
             println!("the disk was full at each of {effects} effects");
             assert!(effects == at && effects > 10, "{effects} effects");
-            assert_eq!(word(&builder().restore(&snapshot)), new);
+            assert_eq!(place.word(), new);
             return;
         }
         assert_intact(&snapshot);
-        let found = word(&builder().restore(&snapshot));
+        let found = place.word();
         assert!(found == known || found == new, "{found:?} instead of {known:?} or {new:?}");
         if status == 204 {
             // What could not be done was not needed.

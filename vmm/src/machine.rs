@@ -47,7 +47,7 @@ pub use crate::machine_state::{Hardware, Then};
 use crate::machine_state::{MachineState, StateError};
 use crate::memory::{self, MemoryError};
 use crate::outcome::Outcome;
-use crate::table::{Table, TableError, Wanted};
+use crate::table::{DiskLayers, DiskOverlay, Table, TableError, Wanted};
 
 /// Why a machine cannot be made or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,9 @@ impl MachineError {
             Self::Boot(_)
                 | Self::Gic(GicError::TooManyCpus { .. })
                 | Self::Vm(VmError::AddressSpace { .. })
-                | Self::Table(TableError::Console(_) | TableError::Block(_))
+                | Self::Table(
+                    TableError::Console(_) | TableError::Block(_) | TableError::LeftOver { .. }
+                )
                 | Self::Restore(RestoreError::State(StateError::OtherMachine { .. }))
         )
     }
@@ -114,7 +116,8 @@ impl Machine {
     pub fn boot(plan: Plan, wake: &EventFd) -> Result<Self, MachineError> {
         let Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, console } = plan;
         let boot = Boot::prepare(boot, ram_bytes)?;
-        let devices = Wanted { console, disks, vsock, entropy };
+        let layers = DiskLayers::new();
+        let devices = Wanted { console, disks, layers, vsock, entropy };
         let assembled = Assembled::new(Hardware { vcpu_count, ram_bytes, devices }, wake)?;
         load::load(boot, &assembled, ram_bytes)?;
         tracing::debug!("timeline: kernel and device tree are in RAM");
@@ -145,6 +148,7 @@ impl Machine {
         fill(&assembled.memory).map_err(|error| RestoreError::Fill(error.into()))?;
         tracing::debug!("timeline: RAM is seen to");
         state::load(&assembled, state)?;
+        assembled.table.begin_overlays().map_err(RestoreError::Overlay)?;
         let mut machine = assembled.start(wake)?;
         match then {
             Then::Run => machine.vcpus.run()?,
@@ -165,6 +169,11 @@ impl Machine {
     /// Guest RAM, which changes as long as the machine is not paused.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// The overlays of its disks. Their files have all that the guest wrote while the machine is paused.
+    pub fn overlays(&self) -> &[DiskOverlay] {
+        &self.table.overlays
     }
 
     /// Whether a [`Paused`] has left it paused.

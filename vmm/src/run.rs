@@ -19,11 +19,11 @@ use crate::api::{
 use crate::cli::Options;
 use crate::config::{self, Config, Console, Plan, report};
 use crate::logger;
-use crate::machine::{Machine, MachineError, PauseError, SaveError};
+use crate::machine::{Machine, MachineError, PauseError, Paused, SaveError};
 use crate::machine_state::{Hardware, Then};
 use crate::outcome::{FAILURE, Outcome, WRONG_USAGE};
 use crate::signals::Signals;
-use crate::snapshots::{self, ForkDescription, Forks, Origin, Room, SnapshotError, Taken};
+use crate::snapshots::{self, ForkDescription, Forks, Origin, Room, SnapshotError, Still, Taken};
 use crate::terminal::{self, Raw};
 
 /// Why the VMM ended without an outcome of the machine.
@@ -252,15 +252,16 @@ const FORK_COPIES: u64 = 2;
 
 /// Copies what a snapshot needs of the machine, which stands still meanwhile, and goes on unless it was
 /// paused before. How long that took is told, too.
-fn copy(machine: &mut Machine, copies: u64) -> Result<(Taken<'static>, Duration), ControlError> {
-    let room = Room::for_copies(machine.memory(), copies)?;
+fn copy(
+    machine: &mut Machine,
+    origin: Option<&Origin>,
+    copies: u64,
+) -> Result<(Taken<'static>, Duration), ControlError> {
+    let room = Room::for_copies(machine.memory(), machine.overlays(), copies)?;
     let was_paused = machine.is_paused();
     let begin = Instant::now();
     let paused = machine.pause().map_err(ControlError::Pause)?;
-    let taken = paused
-        .save()
-        .map_err(ControlError::Save)
-        .and_then(|state| Ok(Taken::copied(paused.memory(), state, room)?));
+    let taken = still(&paused).and_then(|still| Ok(Taken::copied(still, origin, room)?));
     if was_paused {
         paused.stay();
     } else {
@@ -274,6 +275,12 @@ fn copy(machine: &mut Machine, copies: u64) -> Result<(Taken<'static>, Duration)
         "the machine was copied"
     );
     Ok((taken, pause))
+}
+
+/// What a snapshot is taken of.
+fn still<'a>(paused: &'a Paused<'_>) -> Result<Still<'a>, ControlError> {
+    let state = paused.save().map_err(ControlError::Save)?;
+    Ok(Still { memory: paused.memory(), state, overlays: paused.overlays() })
 }
 
 /// Memory cannot be loaded. Every thread may be waiting for it, the main thread among them, so
@@ -313,12 +320,12 @@ impl MachineControl for Keeper {
         let Some(machine) = &mut self.machine else { return Ok(()) };
         let origin = self.origin.as_ref();
         let created = if request.live {
-            let (taken, _) = copy(machine, LIVE_COPIES)?;
+            let (taken, _) = copy(machine, origin, LIVE_COPIES)?;
             snapshots::create(request, taken, origin, config)?
         } else {
             let paused = machine.pause().map_err(ControlError::Pause)?;
-            let created = paused.save().map_err(ControlError::Save).and_then(|state| {
-                let taken = Taken::in_place(paused.memory(), state);
+            let created = still(&paused).and_then(|still| {
+                let taken = Taken::in_place(still, origin)?;
                 Ok(snapshots::create(request, taken, origin, config)?)
             });
             paused.stay();
@@ -331,8 +338,9 @@ impl MachineControl for Keeper {
     fn fork(&mut self, config: &Config) -> Result<ForkDescription, ControlError> {
         let Some(machine) = &mut self.machine else { return Err(ControlError::NoMachine) };
         self.forks.check(0).map_err(SnapshotError::from)?;
-        let (taken, pause) = copy(machine, FORK_COPIES)?;
-        Ok(self.forks.hold(taken, self.origin.as_ref(), config, pause)?.clone())
+        let origin = self.origin.as_ref();
+        let (taken, pause) = copy(machine, origin, FORK_COPIES)?;
+        Ok(self.forks.hold(taken, origin, config, pause)?.clone())
     }
 
     fn forks(&self) -> Vec<ForkDescription> {
@@ -356,11 +364,17 @@ impl MachineControl for Keeper {
         Ok(recorded?)
     }
 
-    fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), ControlError> {
+    fn restore(
+        &mut self,
+        mut hardware: Hardware,
+        load: &Load,
+        then: Then,
+    ) -> Result<(), ControlError> {
         let on_terminal = hardware.devices.console == Console::Stdio;
         tracing::debug!("timeline: a snapshot is wanted");
         let origin = Origin::open(&load.snapshot_path, load.memory_path.as_deref(), &load.host)
             .map_err(SnapshotError::from)?;
+        hardware.devices.layers = origin.disk_layers().map_err(SnapshotError::from)?;
         tracing::debug!("timeline: the snapshot is open");
         let mut pager = None;
         let fill = |memory: &Arc<GuestMemory>| -> Result<(), SnapshotError> {

@@ -2,17 +2,19 @@
 //! up again by another process.
 //!
 //! ```text
-//!  take:    Paused ── state of its parts, pages of its own ──▶ Taken
+//!  take:    Paused ── state of its parts, pages of its own RAM and overlays ──▶ Taken
 //!  create:  Taken ── state ──▶ manifest ┐
 //!                 └─ pages ──▶ pack     ├─ and beside the manifest a host file
 //!  fork:    the same three files, held in memory
-//!  open:    manifest, packs, host file ──▶ Origin ──▶ Machine::restore, with a pager for its RAM
+//!  open:    manifest, packs, host file ──▶ Origin ──▶ Machine::restore, with a pager for its RAM and
+//!                                                      a layer for each disk below its overlay
 //! ```
 //! A snapshot knows no path. Where this host keeps what a machine needs (disks, sockets, packs) is
 //! in the [`HostFile`], which may be replaced by another configuration, or be lost.
 
 mod attach;
 mod create;
+mod disks;
 mod forks;
 mod host_file;
 mod origin;
@@ -23,11 +25,12 @@ mod working_set;
 
 pub use attach::attach;
 pub use create::create;
+pub use disks::DiskError;
 pub use forks::{ForkDescription, ForkError, Forks};
 pub use host_file::{HostFile, HostFileError};
 pub use origin::{Origin, OriginError};
 pub use room::Room;
-pub use take::Taken;
+pub use take::{Still, Taken};
 pub use working_set::record as record_working_set;
 
 use std::collections::TryReserveError;
@@ -77,6 +80,8 @@ pub enum SnapshotError {
     Fork(#[source] io::Error),
     #[error(transparent)]
     Forks(#[from] ForkError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("read guest RAM")]
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]

@@ -6,16 +6,18 @@
 
 mod state;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use rotifer_devices::io::Subscriber;
 use rotifer_devices::rtc::Rtc;
 use rotifer_devices::serial::Serial;
+use rotifer_devices::virtio::block::overlay::{Layer, OverlayError, OverlayFile};
 use rotifer_devices::virtio::block::{self, Block, BlockError, Cache};
 use rotifer_devices::virtio::rng::Rng;
 use rotifer_devices::virtio::vsock::{Vsock, VsockError};
-use rotifer_devices::virtio::{Transport, TransportError, VirtioDevice};
+use rotifer_devices::virtio::{Kind, Transport, TransportError, VirtioDevice};
 use rotifer_devices::{GuestMemory, MmioDevice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -24,6 +26,7 @@ use crate::arch::aarch64::layout;
 use crate::bus::Bus;
 use crate::config::{CacheType, Console, Disk, VsockPlan};
 use crate::console::{self, ConsoleError};
+use crate::machine_state::shape::{DeviceKind, DeviceShape};
 use crate::panic_notifier::PanicNotifier;
 use crate::slots::{Exhausted, Slots, Spi, Window};
 
@@ -34,10 +37,26 @@ pub struct Wanted {
     pub console: Console,
     /// The root disk first.
     pub disks: Vec<Disk>,
+    /// What a snapshot has of disks; nothing at a boot.
+    pub layers: DiskLayers,
     /// The socket device.
     pub vsock: Option<VsockPlan>,
     /// Whether there is a random number device.
     pub entropy: bool,
+}
+
+/// What a snapshot has of disks, by the names of their devices ([`DeviceShape::section_name`]).
+pub type DiskLayers = BTreeMap<String, Layer>;
+
+/// The overlay of a disk, for who saves and restores the machine.
+#[derive(Debug)]
+pub struct DiskOverlay {
+    /// What the configuration calls the drive.
+    pub drive: String,
+    /// What snapshots call it.
+    pub device: String,
+    /// Its file.
+    pub file: OverlayFile,
 }
 
 /// Why a device cannot be made.
@@ -52,6 +71,12 @@ pub enum TableError {
     /// A disk cannot be used.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A snapshot has a disk that the machine has not.
+    #[error("the snapshot has content of disk {device}, and the machine has no such disk")]
+    LeftOver {
+        /// The disk's device.
+        device: String,
+    },
     /// The socket device cannot listen.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -109,6 +134,8 @@ pub struct Table {
     pub console: Arc<console::Output>,
     /// Hears of kernel panics.
     pub panic_notifier: Arc<PanicNotifier>,
+    /// Of those disks that have one.
+    pub overlays: Vec<DiskOverlay>,
 }
 
 impl Table {
@@ -125,13 +152,18 @@ impl Table {
     ) -> Result<Self, TableError> {
         let (output, input) = console::connect(&wanted.console)?;
         let panic_notifier = Arc::new(PanicNotifier::new(wake));
-        let mut maker = Maker { slots: Slots::new(), entries: Vec::new(), memory };
+        let (entries, overlays) = (Vec::new(), Vec::new());
+        let mut maker = Maker { slots: Slots::new(), entries, overlays, memory };
         maker.serial(&output, input)?;
         maker.platform("rtc", Part::Rtc(Arc::default()))?;
         maker.platform("panic notifier", Part::PanicNotifier(panic_notifier.clone()))?;
         maker.generation_id()?;
+        let mut layers = wanted.layers;
         for disk in wanted.disks {
-            maker.virtio(disk.id.clone(), Box::new(block(disk, vcpu_count)?))?;
+            maker.disk(disk, vcpu_count, &mut layers)?;
+        }
+        if let Some((device, _)) = layers.pop_first() {
+            return Err(TableError::LeftOver { device });
         }
         if wanted.entropy {
             maker.virtio("rng".into(), Box::new(Rng::new()))?;
@@ -139,7 +171,17 @@ impl Table {
         if let Some(VsockPlan { guest_cid, uds_path }) = wanted.vsock {
             maker.virtio("vsock".into(), Box::new(Vsock::new(guest_cid.into(), &uds_path)?))?;
         }
-        Ok(Self { entries: maker.entries, console: output, panic_notifier })
+        let Maker { entries, overlays, .. } = maker;
+        Ok(Self { entries, console: output, panic_notifier, overlays })
+    }
+
+    /// Lets the overlays of a restored machine take the place of what is in their files. The last
+    /// step: what they replace is lost.
+    ///
+    /// # Errors
+    /// [`OverlayError`] names the file.
+    pub fn begin_overlays(&self) -> Result<(), OverlayError> {
+        self.overlays.iter().try_for_each(|overlay| overlay.file.begin())
     }
 
     /// What the device tree tells of them.
@@ -223,7 +265,7 @@ impl Part {
     }
 }
 
-fn block(disk: Disk, vcpu_count: u8) -> Result<Block, BlockError> {
+fn block(disk: Disk, vcpu_count: u8, layer: Option<Layer>) -> Result<Block, BlockError> {
     let cache = match disk.cache {
         CacheType::Unsafe => Cache::Unsafe,
         CacheType::Writeback => Cache::Writeback,
@@ -231,13 +273,17 @@ fn block(disk: Disk, vcpu_count: u8) -> Result<Block, BlockError> {
     let Disk { id, path, file, read_only, engine, overlay, .. } = disk;
     let queue_count = vcpu_count.into();
     let options = block::Options { id, path, read_only, cache, engine, queue_count, overlay };
-    Block::with_file(file, &options)
+    match layer {
+        None => Block::with_file(file, &options),
+        Some(layer) => Block::restored(file, &options, layer),
+    }
 }
 
 /// Gives each device its slot.
 struct Maker<'a> {
     slots: Slots,
     entries: Vec<Entry>,
+    overlays: Vec<DiskOverlay>,
     memory: &'a Arc<GuestMemory>,
 }
 
@@ -268,8 +314,35 @@ impl Maker<'_> {
         self.add(name.into(), window, Part::VmGenerationId(event))
     }
 
+    /// Takes what a snapshot has of the disk from `layers`.
+    fn disk(
+        &mut self,
+        disk: Disk,
+        vcpu_count: u8,
+        layers: &mut DiskLayers,
+    ) -> Result<(), TableError> {
+        let drive = disk.id.clone();
+        let window = self.slots.virtio_window(&drive)?;
+        let kind = DeviceKind::Virtio(Kind::Block as u32);
+        let device = DeviceShape { kind, address: window.base.0, spi: None }.section_name();
+        let block = block(disk, vcpu_count, layers.remove(&device))?;
+        if let Some(file) = block.overlay_file().map_err(BlockError::from)? {
+            self.overlays.push(DiskOverlay { drive: drive.clone(), device, file });
+        }
+        self.add_virtio(drive, window, Box::new(block))
+    }
+
     fn virtio(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), TableError> {
         let window = self.slots.virtio_window(&name)?;
+        self.add_virtio(name, window, device)
+    }
+
+    fn add_virtio(
+        &mut self,
+        name: String,
+        window: Window,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), TableError> {
         let transport = Transport::new(device, self.memory.clone())
             .map_err(|source| TableError::Transport { name: name.clone(), source })?;
         self.add(name, window, Part::Virtio(Arc::new(transport)))

@@ -33,6 +33,7 @@ use self::disk::Disk;
 use self::drive::Drive;
 pub use self::error::BlockError;
 use self::medium::Medium;
+use self::overlay::{Layer, OverlayError, OverlayFile};
 use self::ring::Ring;
 pub use self::state::State;
 use super::{BrokenRing, Kind, MAX_CHAIN_SEGMENTS, QueueIo, Source, VirtioDevice};
@@ -141,7 +142,7 @@ impl Block {
     /// # Errors
     /// [`BlockError`] names the image and what is wrong with it.
     pub fn open(options: &Options) -> Result<Self, BlockError> {
-        Self::new(Disk::open(options)?, options)
+        Self::new(Disk::open(options)?, options, None)
     }
 
     /// Takes and locks an image that is open already, for writing unless it is read-only.
@@ -150,10 +151,28 @@ impl Block {
     /// # Errors
     /// As [`Self::open`].
     pub fn with_file(file: File, options: &Options) -> Result<Self, BlockError> {
-        Self::new(Disk::with_file(file, options)?, options)
+        Self::new(Disk::with_file(file, options)?, options, None)
     }
 
-    fn new(disk: Disk, options: &Options) -> Result<Self, BlockError> {
+    /// The disk of a machine that is being restored: `layer` lies between the image, which must be
+    /// the one that it was taken over, and an overlay of nothing, which takes the place of what is
+    /// at `options.overlay` as soon as [`OverlayFile::begin`] is called.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; no file was changed then.
+    pub fn restored(file: File, options: &Options, layer: Layer) -> Result<Self, BlockError> {
+        Self::new(Disk::with_file(file, options)?, options, Some(layer))
+    }
+
+    /// The file of its overlay, if it has one.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn overlay_file(&self) -> Result<Option<OverlayFile>, OverlayError> {
+        self.drive.disk.overlay_file()
+    }
+
+    fn new(disk: Disk, options: &Options, layer: Option<Layer>) -> Result<Self, BlockError> {
         let queue_count = options.queue_count.clamp(1, MAX_QUEUES);
         let server = match options.engine {
             Engine::Sync => Server::Synchronous,
@@ -168,7 +187,7 @@ impl Block {
             }
         };
         let queue_sizes = vec![QUEUE_SIZE; queue_count.into()];
-        let medium = Medium::new(disk, options)?;
+        let medium = Medium::new(disk, options, layer)?;
         Ok(Self { server, drive: Drive::new(medium, options), queue_sizes })
     }
 }

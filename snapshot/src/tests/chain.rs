@@ -62,6 +62,46 @@ fn equal_content_is_stored_once_and_zeroes_not_at_all() {
 }
 
 #[test]
+fn zeroes_of_a_disk_are_pages_as_others_and_are_stored_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = model([("rootfs", 3, 1), ("rootfs", 20, 2)]);
+    let (parent, _) = write(directory.path(), options(1), None, &base, &[]);
+    let pack = directory.path().join("zeroes.pack");
+    let storage = std::sync::Arc::new(HostStorage);
+    let mut writer = Writer::create(storage, &pack, options(2), images(), Some(&parent)).unwrap();
+    let (rootfs, zeroes) = (name("rootfs"), PageSet::first(400));
+    writer.put_zero(&rootfs, BlockIndex(0), &zeroes).unwrap();
+    let path = directory.path().join("manifest");
+    let committed = writer.commit(&path, description("zeroes")).unwrap();
+    assert_eq!(committed.statistics.written_pages, 16);
+    let search = PackSearch::new().directory(directory.path());
+    let child = Snapshot::open(&path, &search).unwrap();
+    assert_holds(&child, &model((0..400).map(|page| ("rootfs", page, ZEROES))));
+    let difference = diff(&parent, &child).unwrap();
+    assert_eq!(difference.images[0].page_count(), 400, "zero is not as in the base");
+    // The same zeroes once more are nothing new, and stay when the chain is made short.
+    let pack = directory.path().join("again.pack");
+    let storage = std::sync::Arc::new(HostStorage);
+    let mut writer = Writer::create(storage, &pack, options(3), images(), Some(&child)).unwrap();
+    writer.put_zero(&rootfs, BlockIndex(0), &zeroes).unwrap();
+    let committed = writer.commit(&path, description("again")).unwrap();
+    assert_eq!(committed.statistics.written_pages, 0);
+    let search = PackSearch::new().directory(directory.path());
+    let compaction = Compaction {
+        pack_path: &directory.path().join("compact.pack"),
+        manifest_path: &directory.path().join("compact"),
+        options: options(4),
+        keep: [].into(),
+    };
+    let storage = std::sync::Arc::new(HostStorage);
+    let again = Snapshot::open(&path, &search).unwrap();
+    compact(&again, storage, &compaction).unwrap();
+    let search = PackSearch::new().directory(directory.path());
+    let compact = Snapshot::open(compaction.manifest_path, &search).unwrap();
+    assert_holds(&compact, &model((0..400).map(|page| ("rootfs", page, ZEROES))));
+}
+
+#[test]
 fn compressed_pages_read_back_and_take_less_room() {
     let directory = tempfile::tempdir().unwrap();
     let model = model((0..300).map(|page| ("ram", page, u64::from(page))));
@@ -191,8 +231,13 @@ proptest! {
             for (key, seed) in changes {
                 match seed {
                     Some(seed) => model.0.insert(*key, *seed),
+                    None if key.0 == "rootfs" => model.0.insert(*key, ZEROES),
                     None => model.0.remove(key),
                 };
+            }
+            // A page of a disk that is given is there.
+            for key in also.iter().filter(|key| key.0 == "rootfs") {
+                model.0.entry(*key).or_insert(ZEROES);
             }
             let compare = if digests { Compare::Digests } else { Compare::Pages };
             let options = Options { compression, compare, ..options(number as u8 + 1) };

@@ -21,7 +21,7 @@ pub fn images() -> Vec<Image> {
     ]
 }
 
-/// What the images hold: pages that are not zero, by image and page, each filled with a number.
+/// What the images hold: the pages that are there, by image and page, each filled with a number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Model(pub BTreeMap<(&'static str, u32), u64>);
 
@@ -32,9 +32,15 @@ impl Model {
     }
 }
 
-/// The content of a page: different for each number, and not zero.
+/// The number of a page of zeroes that is there all the same, as it may be on a disk.
+pub const ZEROES: u64 = u64::MAX;
+
+/// The content of a page: different for each number, and not zero but for [`ZEROES`].
 pub fn content(seed: u64) -> [u8; PAGE_BYTES] {
     let mut page = [0; PAGE_BYTES];
+    if seed == ZEROES {
+        return page;
+    }
     for (place, word) in page.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *word = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15 + place as u64 / 64).to_le_bytes();
     }

@@ -42,6 +42,9 @@ pub(super) struct Change<'a> {
     pub pages: u16,
     /// The pages, one after the other; none if they become zero.
     pub content: Option<&'a [u8]>,
+    /// Whether pages of zeroes are content as any other, because a page that is not there is not
+    /// zero.
+    pub keeps_zeroes: bool,
 }
 
 pub(super) struct ChunkWriter {
@@ -51,6 +54,8 @@ pub(super) struct ChunkWriter {
     compressor: Option<Compressor<'static>>,
     /// What the pack has already, by the digest of the content.
     known: HashMap<Digest, Stored>,
+    /// Digests of so many pages of zeroes: a disk may have been trimmed by the gigabyte.
+    zero_digests: [Option<Digest>; PAGES_PER_CHUNK + 1],
     base: Box<Pages>,
     gathered: Vec<u8>,
     pub(super) statistics: Statistics,
@@ -58,6 +63,8 @@ pub(super) struct ChunkWriter {
 
 type Page = [u8; PAGE_BYTES];
 type Pages = [Page; PAGES_PER_CHUNK];
+
+static ZEROES: Pages = [[0; PAGE_BYTES]; PAGES_PER_CHUNK];
 
 #[derive(Clone, Copy)]
 struct Stored {
@@ -76,6 +83,7 @@ impl ChunkWriter {
             compare: options.compare,
             compressor,
             known: HashMap::new(),
+            zero_digests: [None; PAGES_PER_CHUNK + 1],
             base: Box::new([[0; PAGE_BYTES]; PAGES_PER_CHUNK]),
             gathered: Vec::with_capacity(CHUNK_BYTES),
             statistics: Statistics::default(),
@@ -92,12 +100,12 @@ impl ChunkWriter {
         pack: &mut PackFile,
     ) -> Result<(), WriteError> {
         let given = given_pages(change);
-        let mut fresh = pages_with_data(&given);
+        let mut fresh = if change.keeps_zeroes { change.pages } else { pages_with_data(&given) };
         let zero = change.pages & !fresh;
         self.count(change.pages, zero);
         let of_base = used(pieces, |piece| piece.layer != self.layer);
         let base = base.filter(|_| of_base != 0);
-        let compared = compare_with_one(pieces, fresh, change);
+        let compared = self.compare_with_one(pieces, fresh, change);
         if let Some(Compared { is_same: true, .. }) = compared {
             self.statistics.same_pages = add(self.statistics.same_pages, fresh);
             fresh = 0;
@@ -127,9 +135,11 @@ impl ChunkWriter {
             along = used(pieces, |piece| piece.layer != self.layer);
             remove(pieces, along);
         }
-        let piece = match change.content.filter(|_| fresh == change.pages && along == 0) {
-            Some(content) => self.store(content, compared.map(|it| it.digest), pack)?,
-            None => self.store_gathered(&given, fresh, along, pack)?,
+        let piece = if fresh != change.pages || along != 0 {
+            self.store_gathered(&given, fresh, along, pack)?
+        } else {
+            let digest = compared.map(|it| it.digest).unwrap_or_else(|| self.digest(change));
+            self.store(content(change), digest, pack)?
         };
         let pages = fresh | along;
         let chunk = change.chunk.in_block() as u8;
@@ -152,20 +162,18 @@ impl ChunkWriter {
             let page = new.or(self.base.get(page)).expect("a chunk has 16 pages");
             gathered.extend_from_slice(page);
         }
-        let stored = self.store(&gathered, None, pack);
+        let stored = self.store(&gathered, Digest::of(&gathered), pack);
         self.gathered = gathered;
         stored
     }
 
-    /// Puts content into the pack, unless it is there. `digest` is that of the content, if it is
-    /// known: computing it is most of the work.
+    /// Puts content with this digest into the pack, unless it is there.
     fn store(
         &mut self,
         content: &[u8],
-        digest: Option<Digest>,
+        key: Digest,
         pack: &mut PackFile,
     ) -> Result<Piece, WriteError> {
-        let key = digest.unwrap_or_else(|| Digest::of(content));
         let page_count = (content.len() / PAGE_BYTES) as u64;
         let stored = match self.known.get(&key) {
             Some(stored) => {
@@ -205,6 +213,33 @@ impl ChunkWriter {
         Ok(Stored { codec: Codec::Raw, offset, bytes, digest })
     }
 
+    /// Whether the pages that have data are just what one of the pieces has, by its digest; none if
+    /// no piece has the same pages. (The digest of a compressed piece says nothing of its pages.)
+    fn compare_with_one(
+        &mut self,
+        pieces: &[Piece],
+        fresh: u16,
+        change: Change<'_>,
+    ) -> Option<Compared> {
+        let whole = |piece: &&Piece| {
+            piece.codec == Codec::Raw && piece.stored == fresh && piece.used == fresh
+        };
+        let piece = pieces.iter().find(whole)?;
+        // Pages with zeroes among them that do not count are compared one by one instead.
+        let digest = (change.pages == fresh).then(|| self.digest(change))?;
+        Some(Compared { is_same: digest == piece.digest, digest })
+    }
+
+    /// The digest of what was given, which is most of the work.
+    fn digest(&mut self, change: Change<'_>) -> Digest {
+        let bytes = content(change);
+        let count = bytes.len() / PAGE_BYTES;
+        match self.zero_digests.get_mut(count).filter(|_| change.content.is_none()) {
+            Some(digest) => *digest.get_or_insert_with(|| Digest::of(bytes)),
+            None => Digest::of(bytes),
+        }
+    }
+
     fn count(&mut self, given: u16, zero: u16) {
         let statistics = &mut self.statistics;
         statistics.given_pages = add(statistics.given_pages, given);
@@ -220,22 +255,17 @@ struct Compared {
     digest: Digest,
 }
 
-/// Whether the pages that have data are just what one of the pieces has, by its digest; none if no
-/// piece has the same pages. (The digest of a compressed piece says nothing of its pages.)
-fn compare_with_one(pieces: &[Piece], fresh: u16, change: Change<'_>) -> Option<Compared> {
-    let whole =
-        |piece: &&Piece| piece.codec == Codec::Raw && piece.stored == fresh && piece.used == fresh;
-    let piece = pieces.iter().find(whole)?;
-    // Pages with zeroes among them are compared one by one instead.
-    let content = change.content.filter(|_| change.pages == fresh)?;
-    let digest = Digest::of(content);
-    Some(Compared { is_same: digest == piece.digest, digest })
+/// What was given, one page after the other.
+fn content(change: Change<'_>) -> &[u8] {
+    let count = change.pages.count_ones() as usize;
+    let zeroes = || ZEROES.get(..count).unwrap_or(&ZEROES).as_flattened();
+    change.content.unwrap_or_else(zeroes)
 }
 
 /// The given pages by their place in the chunk.
 fn given_pages(change: Change<'_>) -> [Option<&Page>; PAGES_PER_CHUNK] {
     let mut given = [None; PAGES_PER_CHUNK];
-    let (pages, _) = change.content.unwrap_or_default().as_chunks::<PAGE_BYTES>();
+    let (pages, _) = content(change).as_chunks::<PAGE_BYTES>();
     for (place, page) in bits(change.pages).zip(pages) {
         if let Some(given) = given.get_mut(place) {
             *given = Some(page);

@@ -10,8 +10,8 @@ use libfuzzer_sys::fuzz_target;
 use rotifer_snapshot::layout::{BLOCK_BYTES, CHUNK_BYTES, CHUNKS_PER_BLOCK};
 use rotifer_snapshot::storage::in_memory::MemoryStorage;
 use rotifer_snapshot::{
-    BlockIndex, Compare, Description, Digest, ImageReader, Inspection, Manifest, Options, PackId,
-    PackSearch, PageSet, PageSource, Snapshot, Writer, diff, verify,
+    BlockIndex, Compare, Description, Digest, DiskBase, ImageReader, Inspection, MachineSection,
+    Manifest, Options, PackId, PackSearch, PageSet, PageSource, Snapshot, Writer, diff, verify,
 };
 
 /// Three snapshots of a chain; the last one has a compressed piece.
@@ -168,6 +168,14 @@ fn exercise(snapshot: &Snapshot) {
             load(&mut reader, entry.block, intact);
         }
         let _ = reader.pages(BlockIndex(u32::MAX)).expect_err("no image has this block");
+    }
+    for section in &snapshot.manifest().machine {
+        // Whatever it is, as if it were about the base of a disk.
+        let section = MachineSection { tag: DiskBase::TAG, ..section.clone() };
+        if let Ok(base) = DiskBase::decode(&section) {
+            let again = DiskBase::decode(&base.section(section.name));
+            assert_eq!(again.expect("what was read can be written"), base);
+        }
     }
     if intact {
         Inspection::of_snapshot(snapshot).expect("all records can be read");

@@ -1,12 +1,16 @@
-//! A guest against virtio-block with either engine or an overlay, on a disk that somebody else
-//! truncates now and then.
+//! A guest against virtio-block with either engine or an overlay, over an image or a snapshot's, on a
+//! disk that somebody else truncates now and then.
 #![no_main]
+
+use std::fs::File;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use rotifer_devices::virtio::block::overlay::Layer;
 use rotifer_devices::virtio::block::{Block, Cache, Engine, Options};
 use rotifer_devices::virtio::test_driver::{Buffer, TestDriver};
 use rotifer_fuzz::guest::{Action, Number, act, assert_recovers};
+use rotifer_snapshot::{Digest, DiskBase, MemorySource, Name, SnapshotId};
 
 const IMAGE_BYTES: u64 = 64 << 10;
 const EVENTS_MAX: usize = 64;
@@ -25,6 +29,7 @@ enum Host {
     Sync,
     Async,
     Overlay,
+    Layered,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -54,9 +59,14 @@ fuzz_target!(|input: Input| {
         cache: if input.writeback { Cache::Writeback } else { Cache::Unsafe },
         engine: if input.host == Host::Async { Engine::Async } else { Engine::Sync },
         queue_count: input.queue_count.into(),
-        overlay: (input.host == Host::Overlay).then(|| directory.path().join("overlay")),
+        overlay: matches!(input.host, Host::Overlay | Host::Layered)
+            .then(|| directory.path().join("overlay")),
     };
-    let block = Block::with_file(image, &options).expect("a block device");
+    let block = match input.host {
+        Host::Layered => restored(image, &options),
+        _ => Block::with_file(image, &options).expect("a block device"),
+    };
+    let overlay = block.overlay_file().expect("further descriptors");
     let mut driver = TestDriver::started(Box::new(block));
     for event in input.events.iter().take(EVENTS_MAX) {
         match event {
@@ -70,7 +80,27 @@ fuzz_target!(|input: Input| {
         assert!(len <= IMAGE_BYTES, "the guest made its disk larger: {len} bytes");
     }
     assert_recovers(&mut driver);
+    driver.transport.drain();
+    if let Some(overlay) = overlay {
+        let frozen = overlay.freeze().expect("a drained overlay is in its file");
+        assert!(frozen.blocks().len() <= 1, "the disk has one block");
+    }
 });
+
+/// A disk of which every other page is a snapshot's.
+fn restored(image: File, options: &Options) -> Block {
+    let name = Name::new("disk").expect("a name");
+    let content = (0..IMAGE_BYTES).map(|at| (at >> 12 & 1) as u8).collect();
+    let layer = Layer {
+        snapshot: SnapshotId(Digest([1; 32])),
+        base: DiskBase::of(&image, IMAGE_BYTES).expect("the base is read"),
+        source: Box::new(MemorySource::new(name, content)),
+    };
+    let block = Block::restored(image, options, layer).expect("a block device");
+    let overlay = block.overlay_file().expect("further descriptors").expect("it has an overlay");
+    overlay.begin().expect("a new overlay");
+    block
+}
 
 fn header(kind: u8, sector: u64) -> Vec<u8> {
     [&u32::from(kind % 16).to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()

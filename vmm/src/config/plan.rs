@@ -7,7 +7,7 @@ pub use super::drive::Disk;
 use super::drive::check_together;
 use super::{Config, Error, Unsupported, Vsock};
 use crate::machine_state::Hardware;
-use crate::table::Wanted;
+use crate::table::{DiskLayers, Wanted};
 
 /// Everything a machine is assembled from. Numbers are in range and files are open: what can
 /// still fail is the host.
@@ -56,7 +56,7 @@ impl Config {
             self.boot_source.as_ref().ok_or(Error::Missing { path: "boot-source".into() })?;
         let boot = boot_source.open(root)?;
         let Hardware { vcpu_count, ram_bytes, devices } = self.hardware()?;
-        let Wanted { console, disks, vsock, entropy } = devices;
+        let Wanted { console, disks, vsock, entropy, layers: _ } = devices;
         Ok(Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, console })
     }
 
@@ -74,6 +74,7 @@ impl Config {
         }
         let devices = Wanted {
             disks,
+            layers: DiskLayers::new(),
             vsock: self.vsock.as_ref().map(Vsock::plan).transpose()?,
             entropy: self.entropy.is_some(),
             console: self.serial.as_ref().map_or(Ok(Console::Stdio), |serial| serial.check())?,

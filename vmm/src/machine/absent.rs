@@ -11,6 +11,7 @@ use crate::config::Plan;
 use crate::machine_state::MachineState;
 pub use crate::machine_state::{Hardware, Then};
 use crate::outcome::Outcome;
+use crate::table::DiskOverlay;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +107,11 @@ impl Machine {
 impl Paused {
     /// Cannot be called.
     pub fn memory(&self) -> &GuestMemory {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    pub fn overlays(&self) -> &[DiskOverlay] {
         match *self {}
     }
 

@@ -7,6 +7,7 @@ use super::Machine;
 use super::state::{self, SaveError};
 use super::threads::ThreadError;
 use crate::machine_state::MachineState;
+use crate::table::DiskOverlay;
 
 /// Why a machine cannot be paused. Without its threads it is of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,11 @@ impl<'a> Paused<'a> {
     /// Guest RAM, which nobody changes now.
     pub fn memory(&self) -> &GuestMemory {
         &self.machine.memory
+    }
+
+    /// The overlays of its disks, whose files have all that the guest wrote.
+    pub fn overlays(&self) -> &[DiskOverlay] {
+        self.machine.overlays()
     }
 
     /// Everything that the guest can see of the machine, but RAM, which is to be read *after*

@@ -13,6 +13,7 @@ mod vcpu;
 
 use std::io;
 
+use rotifer_devices::virtio::block::overlay::OverlayError;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use super::{Assembled, Machine, load};
@@ -72,6 +73,9 @@ pub enum RestoreError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// The file of an overlay cannot be made anew.
+    #[error("make the overlay of a restored disk")]
+    Overlay(#[source] OverlayError),
     /// RAM cannot be filled.
     #[error("fill the RAM of the machine")]
     Fill(#[source] Box<dyn std::error::Error + Send + Sync>),

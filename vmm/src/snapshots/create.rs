@@ -10,13 +10,14 @@ use rotifer_snapshot::{
     MachineSection, MemoryRegion, Name, Options, Snapshot, Storage, Writer,
 };
 
+use super::disks::DiskImage;
 use super::host_file::absolute;
 use super::origin::pack_path;
 use super::{HostFile, Origin, RAM, SnapshotError, Taken};
 use crate::api::{SnapshotCreate, SnapshotKind};
 use crate::arch::aarch64::layout::RAM_START;
 use crate::config::Config;
-use crate::machine_state::{Feature, MachineState};
+use crate::machine_state::Feature;
 
 /// Writes a snapshot: pages to `mem_file_path`, everything else to `snapshot_path`, and beside that
 /// the host file. `origin` is what the machine comes from, or its last snapshot; what is not its own
@@ -49,8 +50,7 @@ pub fn create(
     let mut packs = parents.map(|origin| origin.packs.clone()).unwrap_or_default();
     packs.insert(options.pack.to_string(), absolute(pack_path.clone()));
     HostFile::of(config, packs.clone()).write(storage.as_ref(), &request.snapshot_path)?;
-    let description = describe(taken.state, taken.ram_bytes)?;
-    let committed = writer.commit(&request.snapshot_path, description)?;
+    let committed = writer.commit(&request.snapshot_path, describe(taken)?)?;
     tracing::info!(
         snapshot = %committed.id,
         pack_bytes = committed.pack_bytes,
@@ -85,8 +85,9 @@ pub(super) fn begin(
 ) -> Result<Writer, SnapshotError> {
     // No snapshot consists of more packs.
     let parent = parent.filter(|parent| parent.manifest().layers.iter().count() < LAYERS_MAX);
-    let image = Image { kind: ImageKind::Memory, name: Name::new(RAM)?, bytes: taken.ram_bytes };
-    let mut writer = Writer::create(storage, pack_path, options, vec![image], parent)?;
+    let ram = Image { kind: ImageKind::Memory, name: Name::new(RAM)?, bytes: taken.ram_bytes };
+    let images = [ram].into_iter().chain(taken.disks.iter().map(DiskImage::image)).collect();
+    let mut writer = Writer::create(storage, pack_path, options, images, parent)?;
     let only_in_image = match parent {
         None => origin.map(|origin| &origin.snapshot),
         Some(_) => None,
@@ -96,12 +97,14 @@ pub(super) fn begin(
 }
 
 /// What a snapshot says beside its images.
-pub(super) fn describe(state: MachineState, ram_bytes: u64) -> Result<Description, SnapshotError> {
+pub(super) fn describe(taken: Taken<'_>) -> Result<Description, SnapshotError> {
+    let Taken { state, ram_bytes, disks, .. } = taken;
     let features = state.cpu_features()?;
-    let sections = state.sections.into_iter().map(|section| {
+    let parts = state.sections.into_iter().map(|section| {
         let name = Name::new(&section.name)?;
         Ok(MachineSection { name, tag: section.tag, bytes: section.bytes })
     });
+    let bases = disks.iter().map(|disk| Ok(disk.section()));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Description {
         architecture: Architecture::Aarch64,
@@ -110,7 +113,7 @@ pub(super) fn describe(state: MachineState, ram_bytes: u64) -> Result<Descriptio
         memory_regions: vec![MemoryRegion { guest_address: RAM_START.0, bytes: ram_bytes }],
         cpu_features: features.into_iter().map(feature).collect::<Result<_, _>>()?,
         working_set: Vec::new(),
-        machine: sections.collect::<Result<_, SnapshotError>>()?,
+        machine: parts.chain(bases).collect::<Result<_, SnapshotError>>()?,
     })
 }
 

@@ -108,7 +108,7 @@ impl Forks {
         let (options, parent) = (options(origin)?, origin.map(|origin| &origin.snapshot));
         let shared = Arc::new(storage.clone());
         let writer = begin(&taken, shared, pack, options, origin, parent)?;
-        let committed = writer.commit(manifest, describe(taken.state, taken.ram_bytes)?)?;
+        let committed = writer.commit(manifest, describe(taken)?)?;
         let take = |path: &Path| storage.take(path).map_err(SnapshotError::Fork);
         let pack = take(pack)?;
 

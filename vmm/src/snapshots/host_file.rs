@@ -43,6 +43,7 @@ impl HostFile {
         let mut config = Config { boot_source: None, logger: None, ..config.clone() };
         for drive in &mut config.drives {
             drive.path_on_host = drive.path_on_host.take().map(absolute);
+            drive.overlay_path = drive.overlay_path.take().map(absolute);
         }
         if let Some(vsock) = &mut config.vsock {
             vsock.uds_path = absolute(std::mem::take(&mut vsock.uds_path));

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use rotifer_snapshot::{OpenError, PackId, PackSearch, Snapshot};
 
-use super::HostFile;
 use super::host_file::absolute;
+use super::{DiskError, HostFile, disks};
 use crate::machine_state::{MachineState, StateSection};
+use crate::table::DiskLayers;
 
 /// A snapshot that is open, and where its packs are.
 #[derive(Debug)]
@@ -69,8 +70,17 @@ impl Origin {
             tag: section.tag,
             bytes: section.bytes.clone(),
         };
-        let sections = self.snapshot.manifest().machine.iter().map(section).collect();
+        let sections = self.snapshot.manifest().machine.iter();
+        let sections = sections.filter(|section| !disks::is_base(section)).map(section).collect();
         MachineState { sections }
+    }
+
+    /// What the snapshot has of disks.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn disk_layers(&self) -> Result<DiskLayers, DiskError> {
+        disks::layers(&self.snapshot)
     }
 }
 

@@ -8,6 +8,7 @@ use rotifer_snapshot::Staging;
 
 use super::SnapshotError;
 use super::take::own_bytes;
+use crate::table::DiskOverlay;
 
 /// What a copy leaves of the memory that the host has available.
 const LEFT_BYTES: u64 = 64 << 20;
@@ -18,16 +19,22 @@ const GROWTH: u64 = 16;
 pub struct Room(Staging);
 
 impl Room {
-    /// Room for all that is the machine's own by now, and some more. `copies` are made of it at the
-    /// same time, this one included: so much memory the host has to have.
+    /// Room for all of RAM that is the machine's own by now, and some more. `copies` are made of it and
+    /// of the overlays at the same time, this one included: so much memory the host has to have.
     ///
     /// # Errors
     /// [`SnapshotError::NoRoom`] if it does not, and [`SnapshotError::Room`].
-    pub fn for_copies(memory: &GuestMemory, copies: u64) -> Result<Self, SnapshotError> {
+    pub fn for_copies(
+        memory: &GuestMemory,
+        overlays: &[DiskOverlay],
+        copies: u64,
+    ) -> Result<Self, SnapshotError> {
         let own = own_bytes(memory)?;
         let bytes = own + own / GROWTH;
+        let on_disks = overlays.iter().map(|overlay| overlay.file.stored_bytes());
+        let on_disks = on_disks.sum::<io::Result<u64>>().map_err(SnapshotError::Available)?;
         let available = available_bytes().map_err(SnapshotError::Available)?;
-        check(bytes * copies, available)?;
+        check((bytes + on_disks) * copies, available)?;
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let staging = Staging::with_room(bytes);
         Ok(Self(staging.map_err(|source| SnapshotError::Room { bytes, source })?))

@@ -13,11 +13,23 @@ use rotifer_snapshot::layout::{BLOCK_BYTES, BlockIndex, PAGE_BYTES, block_count}
 use rotifer_snapshot::{ImageReader, Name, PageSet, PageSource, Snapshot, Staging, Writer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::disks::{DiskError, DiskImage};
 use super::own_pages::Pagemap;
 use super::room::Room;
-use super::{OriginError, RAM, SnapshotError};
+use super::{Origin, OriginError, RAM, SnapshotError};
 use crate::arch::aarch64::layout::RAM_START;
 use crate::machine_state::MachineState;
+use crate::table::DiskOverlay;
+
+/// A machine that stands still.
+pub struct Still<'a> {
+    /// Its RAM.
+    pub memory: &'a GuestMemory,
+    /// What it knew when it was saved, before its RAM is read.
+    pub state: MachineState,
+    /// Its disks, as far as they have overlays.
+    pub overlays: &'a [DiskOverlay],
+}
 
 /// What a machine was at one moment.
 pub struct Taken<'a> {
@@ -25,6 +37,8 @@ pub struct Taken<'a> {
     pub state: MachineState,
     /// How much RAM it has.
     pub ram_bytes: u64,
+    /// What it has of its disks.
+    pub(super) disks: Vec<DiskImage<'a>>,
     pages: Pages<'a>,
 }
 
@@ -37,20 +51,27 @@ enum Pages<'a> {
 }
 
 impl<'a> Taken<'a> {
-    /// That of a machine that stands still until the snapshot is written. `state` was saved before.
-    pub fn in_place(memory: &'a GuestMemory, state: MachineState) -> Self {
-        Self { state, ram_bytes: ram_bytes(memory), pages: Pages::InPlace(memory) }
+    /// That of a machine that stands still until the snapshot is written. `origin` is what it comes
+    /// from, or its last snapshot.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn in_place(still: Still<'a>, origin: Option<&Origin>) -> Result<Self, SnapshotError> {
+        let Still { memory, state, overlays } = still;
+        let disks = disks(overlays, origin)?;
+        Ok(Self { state, ram_bytes: ram_bytes(memory), disks, pages: Pages::InPlace(memory) })
     }
 
-    /// That of a machine that goes on when this returns. `state` was saved before.
+    /// That of a machine that goes on when this returns.
     ///
     /// # Errors
     /// See [`SnapshotError`].
     pub fn copied(
-        memory: &GuestMemory,
-        state: MachineState,
+        still: Still<'_>,
+        origin: Option<&Origin>,
         room: Room,
     ) -> Result<Self, SnapshotError> {
+        let Still { memory, state, overlays } = still;
         let mut staging = room.into_staging();
         let name = Name::new(RAM)?;
         for_each_own_block(memory, |block, pages| {
@@ -59,14 +80,18 @@ impl<'a> Taken<'a> {
             let place = place.map_err(|source| SnapshotError::Room { bytes, source })?;
             read(memory, block, &pages, place)
         })?;
-        Ok(Self { state, ram_bytes: ram_bytes(memory), pages: Pages::Copied(staging) })
+        let disks = disks(overlays, origin)?.into_iter().map(DiskImage::copied);
+        let disks = disks.collect::<Result<_, _>>()?;
+        Ok(Self { state, ram_bytes: ram_bytes(memory), disks, pages: Pages::Copied(staging) })
     }
 
-    /// How much of RAM was copied.
+    /// How much was copied.
     pub fn copied_bytes(&self) -> usize {
         match &self.pages {
             Pages::InPlace(_) => 0,
-            Pages::Copied(staging) => staging.used_bytes(),
+            Pages::Copied(staging) => {
+                staging.used_bytes() + self.disks.iter().map(DiskImage::data_bytes).sum::<usize>()
+            }
         }
     }
 
@@ -79,6 +104,10 @@ impl<'a> Taken<'a> {
         writer: &mut Writer,
         image: Option<&Snapshot>,
     ) -> Result<(), SnapshotError> {
+        for disk in &self.disks {
+            disk.write_own(writer)?;
+            image.map_or(Ok(()), |image| disk.write_inherited(writer, image))?;
+        }
         let image = image.map(Snapshot::memory).transpose().map_err(OriginError::from)?;
         let mut ram = RamWriter {
             name: Name::new(RAM)?,
@@ -105,6 +134,14 @@ impl<'a> Taken<'a> {
         }
         ram.finish()
     }
+}
+
+fn disks<'a>(
+    overlays: &'a [DiskOverlay],
+    origin: Option<&Origin>,
+) -> Result<Vec<DiskImage<'a>>, DiskError> {
+    let origin = origin.map(|origin| &origin.snapshot);
+    overlays.iter().map(|overlay| DiskImage::of(overlay, origin)).collect()
 }
 
 /// How much of RAM is the machine's own, by and large: it may be running.

@@ -22,6 +22,7 @@ fn wanted(disk_count: usize) -> Wanted {
     Wanted {
         console: Console::File("/dev/null".into()),
         disks: (0..disk_count).map(disk).collect(),
+        layers: DiskLayers::new(),
         vsock: None,
         entropy: true,
     }
@@ -84,4 +85,25 @@ fn a_panic_of_the_guest_reaches_the_main_thread() {
     table.bus().write(window.base.0, &[1]);
     assert!(table.panic_notifier.panicked());
     assert_eq!(wake.read().unwrap(), 1);
+}
+
+#[test]
+fn what_a_snapshot_has_of_a_disk_that_is_not_there_is_refused_by_its_name() {
+    use rotifer_snapshot::{Digest, DiskBase, MemorySource, Name, SnapshotId};
+    let layer = || Layer {
+        snapshot: SnapshotId(Digest([1; 32])),
+        base: DiskBase { bytes: 4096, fingerprint: Digest([2; 32]) },
+        source: Box::new(MemorySource::new(Name::new("disk").unwrap(), vec![0; 4096])),
+    };
+    let refusal = |device: &str| {
+        let wanted = Wanted { layers: [(device.to_owned(), layer())].into(), ..wanted(2) };
+        let memory = Arc::new(memory::map(8 << 20).unwrap());
+        let wake = EventFd::new(EFD_NONBLOCK).unwrap();
+        Table::build(wanted, 1, &memory, wake).err().unwrap().to_string()
+    };
+    assert!(refusal("block-b000000").contains("content of disk block-b000000"));
+    // One that is there and has no overlay.
+    let second = DeviceShape::of(&table(wanted(2)).entries[5]).section_name();
+    let error = refusal(&second);
+    assert!(error.contains("disk1") && error.contains("overlay_path"), "{error}");
 }

@@ -226,9 +226,9 @@ impl Disk {
         if self.error_count.is_power_of_two() {
             let reason = match error.kind() {
                 ErrorKind::UnexpectedEof => "the image is shorter than when it was opened".into(),
-                _ => error.to_string(),
+                _ => rotifer_snapshot::report(error),
             };
-            tracing::warn!(
+            tracing::error!(
                 path = %self.path.display(), operation, sector, reason,
                 error_count = self.error_count, "the guest gets an I/O error"
             );
@@ -282,6 +282,22 @@ pub(super) fn gather(
         done = end;
     }
     if done == bytes.len() { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Copies `bytes` to those of `segments` after the first `skip`.
+pub(super) fn scatter(
+    memory: &GuestMemory,
+    segments: &[Segment],
+    skip: u64,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let mut left = bytes;
+    for piece in chain::slice(segments, skip, bytes.len() as u64) {
+        let (part, rest) = left.split_at_checked(piece.len as usize).unwrap_or((left, &[]));
+        memory.write_slice(part, piece.address).map_err(|_| io::Error::other(OutsideMemory))?;
+        left = rest;
+    }
+    if left.is_empty() { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
 }
 
 /// Fills `len` bytes of `segments` after the first `skip` with zeroes.

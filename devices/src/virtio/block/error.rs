@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rotifer_snapshot::SnapshotId;
+
 use super::overlay::OverlayError;
 
 /// Why a disk cannot be used.
@@ -39,7 +41,26 @@ pub enum BlockError {
     /// An overlay is served by the calling thread alone.
     #[error("drive {id:?} has an overlay, and io_engine Async, which it cannot have (use Sync)")]
     AsyncOverlay { id: String },
+    /// A snapshot has what was written to the drive, and there is nowhere to go on writing.
+    #[error(
+        "drive {id:?} had an overlay when snapshot {snapshot} was made: give it an overlay_path"
+    )]
+    NoOverlay { id: String, snapshot: SnapshotId },
+    /// The guest would find itself on another disk.
+    #[error(
+        "disk image {} of drive {id:?} is not the one that the machine of snapshot {snapshot} had \
+         below its overlay{}",
+        path.display(), other_size(*snapshot_bytes, *bytes)
+    )]
+    OtherBase { path: PathBuf, id: String, snapshot: SnapshotId, snapshot_bytes: u64, bytes: u64 },
     /// The kernel is older, or its administrator has switched io_uring off.
     #[error("set up io_uring for drive {id:?} (without it, set its io_engine to Sync)")]
     NoIoUring { id: String, source: io::Error },
+}
+
+fn other_size(snapshot_bytes: u64, bytes: u64) -> String {
+    match snapshot_bytes == bytes {
+        true => ": its content is another".into(),
+        false => format!(": that disk had {snapshot_bytes} bytes, and this one has {bytes}"),
+    }
 }

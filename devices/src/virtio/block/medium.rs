@@ -2,8 +2,10 @@
 
 use std::io;
 
+use rotifer_snapshot::DiskBase;
+
 use super::disk::{Disk, Extent};
-use super::overlay::Overlay;
+use super::overlay::{Layer, Overlay, OverlayError, OverlayFile};
 use super::{BlockError, Options};
 use crate::GuestMemory;
 use crate::virtio::Segment;
@@ -16,13 +18,31 @@ pub(super) enum Medium {
 }
 
 impl Medium {
-    pub(super) fn new(disk: Disk, options: &Options) -> Result<Self, BlockError> {
-        match &options.overlay {
-            None => Ok(Self::Image(disk)),
-            Some(path) => {
-                let overlay = Overlay::open(disk, path, options.cache)?;
-                Ok(Self::Overlay(Box::new(overlay)))
+    /// `layer` is what a snapshot has of the disk, if it has it.
+    pub(super) fn new(
+        disk: Disk,
+        options: &Options,
+        layer: Option<Layer>,
+    ) -> Result<Self, BlockError> {
+        let overlay = match (&options.overlay, layer) {
+            (None, None) => return Ok(Self::Image(disk)),
+            (None, Some(Layer { snapshot, .. })) => {
+                return Err(BlockError::NoOverlay { id: options.id.clone(), snapshot });
             }
+            (Some(path), None) => Overlay::open(disk, path, options.cache)?,
+            (Some(path), Some(layer)) => {
+                check_base(&disk, options, &layer)?;
+                Overlay::above(layer, disk, path, options.cache)?
+            }
+        };
+        Ok(Self::Overlay(Box::new(overlay)))
+    }
+
+    /// The file of its overlay, if it has one.
+    pub(super) fn overlay_file(&self) -> Result<Option<OverlayFile>, OverlayError> {
+        match self {
+            Self::Image(_) => Ok(None),
+            Self::Overlay(overlay) => overlay.file().map(Some),
         }
     }
 
@@ -42,7 +62,7 @@ impl Medium {
     }
 
     pub(super) fn read(
-        &self,
+        &mut self,
         memory: &GuestMemory,
         segments: &[Segment],
         skip: u64,
@@ -102,4 +122,23 @@ impl Medium {
             Self::Overlay(overlay) => overlay.base_mut().report(operation, sector, error),
         }
     }
+}
+
+/// The base must be what it was when the machine was saved.
+fn check_base(disk: &Disk, options: &Options, layer: &Layer) -> Result<(), BlockError> {
+    let Layer { snapshot, base, source } = layer;
+    let (path, bytes) = (options.path.clone(), disk.capacity_bytes());
+    let is_known = base.bytes == bytes && source.image_bytes() == bytes;
+    if is_known {
+        let found = DiskBase::of(disk.file(), bytes).map_err(|source| BlockError::Inspect {
+            path: path.clone(),
+            attempt: "read",
+            source,
+        })?;
+        if found == *base {
+            return Ok(());
+        }
+    }
+    let (id, snapshot_bytes) = (options.id.clone(), base.bytes);
+    Err(BlockError::OtherBase { path, id, snapshot: *snapshot, snapshot_bytes, bytes })
 }

@@ -1,4 +1,4 @@
-//! An overlay: what one machine wrote to a disk whose base it shares with others.
+//! An overlay: what one machine wrote to a disk whose base, or snapshot, it shares with others.
 //!
 //! ```text
 //!  0          4096                                  data_start
@@ -14,24 +14,28 @@
 //! that the end of the process loses nothing; a power failure of the host may.
 
 mod backing;
+mod below;
 mod error;
+mod file;
 mod frozen;
 mod header;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use self::backing::Backing;
+use self::below::Below;
+pub use self::below::Layer;
 pub use self::error::{Damage, OverlayError};
-pub use self::frozen::{Frozen, Thawing};
-use self::header::HEADER_BYTES;
+use self::file::{Places, check_worthless, load, make, open_locked, sync_directory, write_table};
+pub use self::frozen::{Frozen, OverlayFile, Pages};
+use self::header::Header;
 pub use self::table::BlockState;
-use self::table::{Table, UNIT_BYTES};
+use self::table::Table;
 use super::Cache;
 use super::disk::{Disk, Extent, gather, transfer, zero_fill};
 use crate::GuestMemory;
@@ -45,10 +49,12 @@ const TABLE_START: u64 = 4096;
 /// A block's content.
 pub type Block = [u8; BLOCK_BYTES as usize];
 
-/// A base that is only read, and the file that takes the writes.
+/// What is only read, and the file that takes the writes.
 #[derive(Debug)]
 pub(super) struct Overlay {
-    base: Disk,
+    below: Below,
+    header: Header,
+    path: PathBuf,
     backing: Backing,
     table: Table,
     data_start: u64,
@@ -58,59 +64,71 @@ pub(super) struct Overlay {
 impl Overlay {
     /// Opens or, if it is missing or empty, makes the overlay at `path`, and locks it.
     pub(super) fn open(base: Disk, path: &Path, cache: Cache) -> Result<Self, OverlayError> {
-        let failed =
-            |attempt| move |source| OverlayError::Io { path: path.into(), attempt, source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            // A FIFO would block us until somebody else opens it.
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(failed("open"))?;
-        if !file.metadata().map_err(failed("inspect"))?.is_file() {
-            let source = Damage::NotAnOverlay;
-            return Err(OverlayError::Damaged { path: path.into(), source });
-        }
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OverlayError::InUse { path: path.into() });
-            }
-            Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
-        }
-        Self::with_file(base, file, path, cache)
+        Self::with_file(base, open_locked(path)?, path, cache)
+    }
+
+    /// Opens and locks what will be an overlay above `layer` when [`OverlayFile::begin`] is called,
+    /// in place of the overlay of this disk that may be there. Anything else is not given up.
+    pub(super) fn above(
+        layer: Layer,
+        base: Disk,
+        path: &Path,
+        cache: Cache,
+    ) -> Result<Self, OverlayError> {
+        let backing = Backing::new(open_locked(path)?);
+        let header = Header { disk_bytes: base.capacity_bytes(), below: Some(layer.snapshot) };
+        let places = Places::of(header.disk_bytes);
+        check_worthless(&backing, &places, path, header.disk_bytes)?;
+        let table = Table::blank(places.block_count);
+        let below = Below::layer(base, layer.source);
+        let (path, data_start) = (path.into(), places.data_start);
+        Ok(Self { below, header, path, backing, table, data_start, cache })
     }
 
     fn with_file(base: Disk, file: File, path: &Path, cache: Cache) -> Result<Self, OverlayError> {
         let failed =
             |attempt| move |source| OverlayError::Io { path: path.into(), attempt, source };
-        let disk_bytes = base.capacity_bytes();
+        let header = Header { disk_bytes: base.capacity_bytes(), below: None };
         let backing = Backing::new(file);
-        let places = Places::of(disk_bytes);
+        let places = Places::of(header.disk_bytes);
         let found_bytes = backing.len().map_err(failed("find the end of"))?;
         let table = if found_bytes == 0 {
-            let table = make(&backing, &places, disk_bytes).map_err(failed("make"))?;
+            let table = make(&backing, &places, header).map_err(failed("make"))?;
             sync_directory(path).map_err(failed("make durable the name of"))?;
             table
         } else {
-            load(&backing, &places, path, disk_bytes)?
+            load(&backing, &places, path, header)?
         };
-        Ok(Self { base, backing, table, data_start: places.data_start, cache })
+        let (path, data_start) = (path.into(), places.data_start);
+        Ok(Self { below: Below::base(base), header, path, backing, table, data_start, cache })
+    }
+
+    /// The file, for who saves and restores the machine.
+    pub(super) fn file(&self) -> Result<OverlayFile, OverlayError> {
+        let path = self.path.clone();
+        let files = (self.backing.file().try_clone(), self.below.disk().file().try_clone());
+        match files {
+            (Ok(file), Ok(base)) => {
+                let (backing, is_behind) = (Backing::new(file), self.table.is_behind());
+                Ok(OverlayFile { path, backing, base, header: self.header, is_behind })
+            }
+            (Err(source), _) | (_, Err(source)) => {
+                Err(OverlayError::Io { path, attempt: "duplicate the descriptor of", source })
+            }
+        }
     }
 
     pub(super) fn base(&self) -> &Disk {
-        &self.base
+        self.below.disk()
     }
 
     pub(super) fn base_mut(&mut self) -> &mut Disk {
-        &mut self.base
+        self.below.disk_mut()
     }
 
     /// As [`Disk::read`].
     pub(super) fn read(
-        &self,
+        &mut self,
         memory: &GuestMemory,
         segments: &[Segment],
         skip: u64,
@@ -122,7 +140,7 @@ impl Overlay {
             let (state, len) = self.table.run(left.offset, left.len);
             let (part, skip) = (Extent { len, ..left }, skip.saturating_add(done));
             match state {
-                BlockState::Absent => self.base.read(memory, segments, skip, part)?,
+                BlockState::Absent => self.below.read(memory, segments, skip, part)?,
                 BlockState::Zero => zero_fill(memory, segments, skip, len)?,
                 BlockState::Present => {
                     let place = self.place(part);
@@ -255,14 +273,14 @@ impl Overlay {
 
     /// Writes a block that is not there yet as it is below, but for `piece`, which `fill` gives.
     fn copy_up(
-        &self,
+        &mut self,
         piece: Extent,
         fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let block = piece.offset / BLOCK_BYTES;
         let mut bytes: Block = [0; BLOCK_BYTES as usize];
         if self.table.state(block) == BlockState::Absent {
-            self.base.read_block(block, &mut bytes)?;
+            self.below.read_block(block, &mut bytes)?;
         }
         let start = (piece.offset % BLOCK_BYTES) as usize;
         let end = start.saturating_add(piece.len as usize);
@@ -304,81 +322,4 @@ impl Drop for Overlay {
             tracing::error!(%error, "write the block table of an overlay");
         }
     }
-}
-
-/// Where things are in the file of an overlay.
-struct Places {
-    block_count: u64,
-    data_start: u64,
-    file_bytes: u64,
-}
-
-impl Places {
-    fn of(disk_bytes: u64) -> Self {
-        let block_count = disk_bytes.div_ceil(BLOCK_BYTES);
-        let table_bytes = Table::unit_count(block_count).saturating_mul(UNIT_BYTES as u64);
-        let data_start = TABLE_START.saturating_add(table_bytes.next_multiple_of(BLOCK_BYTES));
-        let file_bytes = data_start.saturating_add(block_count.saturating_mul(BLOCK_BYTES));
-        Self { block_count, data_start, file_bytes }
-    }
-}
-
-/// Reads the table of an overlay and checks all that there is to check.
-fn load(
-    backing: &Backing,
-    places: &Places,
-    path: &Path,
-    disk_bytes: u64,
-) -> Result<Table, OverlayError> {
-    let failed = |attempt| move |source| OverlayError::Io { path: path.into(), attempt, source };
-    let damaged = |source| OverlayError::Damaged { path: path.into(), source };
-    let found_bytes = backing.len().map_err(failed("find the end of"))?;
-    if found_bytes < TABLE_START {
-        return Err(damaged(Damage::NotAnOverlay));
-    }
-    let mut header = [0; HEADER_BYTES];
-    backing.read_exact(&mut header, 0).map_err(failed("read the header of"))?;
-    header::check(&header, disk_bytes).map_err(damaged)?;
-    let expected_bytes = places.file_bytes;
-    if found_bytes != expected_bytes {
-        return Err(damaged(Damage::Length { found_bytes, expected_bytes }));
-    }
-    // As large as the table of this disk, whatever the file says.
-    let mut units = vec![[0; UNIT_BYTES]; Table::unit_count(places.block_count) as usize];
-    let table = units.as_flattened_mut();
-    backing.read_exact(table, TABLE_START).map_err(failed("read the table of"))?;
-    Table::decode(units, places.block_count).map_err(damaged)
-}
-
-/// Makes an overlay in an empty file.
-fn make(backing: &Backing, places: &Places, disk_bytes: u64) -> io::Result<Table> {
-    backing.file().set_len(places.file_bytes)?;
-    let mut table = Table::new(places.block_count);
-    seal(backing, &mut table, disk_bytes)?;
-    Ok(table)
-}
-
-/// A file is an overlay when its header is there, which therefore comes last.
-fn seal(backing: &Backing, table: &mut Table, disk_bytes: u64) -> io::Result<()> {
-    write_table(backing, table)?;
-    backing.sync()?;
-    backing.write_all(&header::encode(disk_bytes), 0)?;
-    backing.sync()
-}
-
-fn write_table(backing: &Backing, table: &mut Table) -> io::Result<()> {
-    while let Some((unit, bytes)) = table.next_dirty() {
-        let at = (unit as u64).saturating_mul(UNIT_BYTES as u64);
-        backing.write_all(&bytes, TABLE_START.saturating_add(at))?;
-        table.is_written(unit);
-    }
-    Ok(())
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    File::open(parent)?.sync_all()
 }

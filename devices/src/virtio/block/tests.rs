@@ -1,6 +1,6 @@
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
-use rotifer_snapshot::Stateful;
+use rotifer_snapshot::{BlockIndex, PageSet, Stateful};
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::test_driver::{Buffer, RAM_BASE, RAM_BYTES, TestDriver};
-use super::overlay::{BlockState, Frozen};
+use super::overlay::Pages;
 use super::request::Status;
 use super::*;
 
@@ -430,13 +430,19 @@ fn a_drained_overlay_is_in_its_file() {
     let image = image();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("overlay");
-    let mut driver = started(&Options { overlay: Some(path.clone()), ..options(&image) });
+    let block = Block::open(&Options { overlay: Some(path), ..options(&image) }).unwrap();
+    let file = block.overlay_file().unwrap().unwrap();
+    let mut driver = TestDriver::started(Box::new(block));
     assert_eq!(write(&mut driver, 9, &[1; 512]), OK);
+    assert!(matches!(file.freeze(), Err(OverlayError::Behind { .. })), "before the drain");
     driver.transport.drain();
-    let frozen = Frozen::open(&path, IMAGE_SECTORS * SECTOR_BYTES).unwrap();
-    assert_eq!(frozen.runs().collect::<Vec<_>>(), [(1..2, BlockState::Present)]);
+    let frozen = file.freeze().unwrap();
+    let mut data = PageSet::EMPTY;
+    data.insert(1);
+    let pages = Pages { data, zero: PageSet::EMPTY };
+    assert_eq!(frozen.blocks().into_iter().collect::<Vec<_>>(), [(BlockIndex(0), pages)]);
     let mut page = [0; 4096];
-    frozen.read(1, &mut page).unwrap();
+    frozen.read(BlockIndex(0), &data, &mut page).unwrap();
     assert_eq!(page[..1024], [pattern(8), [1; 512]].concat());
 }
 

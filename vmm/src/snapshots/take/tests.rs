@@ -45,9 +45,13 @@ pub fn pages(snapshot: &Snapshot) -> Vec<(u64, u64)> {
     found
 }
 
+fn still(memory: &GuestMemory) -> Still<'_> {
+    Still { memory, state: state(), overlays: &[] }
+}
+
 pub fn copied(memory: &GuestMemory) -> Taken<'static> {
-    let room = Room::for_copies(memory, 1).unwrap();
-    Taken::copied(memory, state(), room).unwrap()
+    let room = Room::for_copies(memory, &[], 1).unwrap();
+    Taken::copied(still(memory), None, room).unwrap()
 }
 
 fn page_address(page: u64) -> GuestAddress {
@@ -60,7 +64,7 @@ fn written(directory: &std::path::Path, taken: Taken<'_>, image: Option<&Snapsho
     let (pack, manifest) = (directory.join(options.pack.file_name()), directory.join("manifest"));
     let mut writer = begin(&taken, Arc::new(HostStorage), &pack, options, None, None).unwrap();
     taken.write(&mut writer, image).unwrap();
-    writer.commit(&manifest, describe(taken.state, taken.ram_bytes).unwrap()).unwrap();
+    writer.commit(&manifest, describe(taken).unwrap()).unwrap();
     Snapshot::open(&manifest, &PackSearch::new().directory(directory)).unwrap()
 }
 
@@ -73,7 +77,7 @@ fn a_copy_is_the_machine_of_that_moment_whatever_it_does_later() {
     write(&memory, &[(1, 11), (2, 12), (700, 13)]);
     assert_eq!(pages(&written(directory.path(), taken, None)), before);
     let now = [(1, 11), (2, 12), (600, 20), (700, 13), (1535, 30)];
-    let in_place = Taken::in_place(&memory, state());
+    let in_place = Taken::in_place(still(&memory), None).unwrap();
     assert_eq!(pages(&written(directory.path(), in_place, None)), now);
 }
 
@@ -91,7 +95,7 @@ fn what_the_machine_has_not_loaded_comes_from_the_image() {
         // Pages beside those that were written are the machine's own as well, and zero.
         return;
     }
-    for taken in [copied(&memory), Taken::in_place(&memory, state())] {
+    for taken in [copied(&memory), Taken::in_place(still(&memory), None).unwrap()] {
         let merged = written(directory.path(), taken, Some(&parent));
         let expected = [(3, 1), (4, 20), (7, 21), (600, 22), (1030, 4), (1535, 5)];
         assert_eq!(pages(&merged), expected);

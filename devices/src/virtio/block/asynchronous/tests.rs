@@ -36,7 +36,7 @@ fn options(cache: Cache) -> Options {
 fn slow() -> (Block, UnixStream) {
     let (disk, host) = UnixStream::pair().unwrap();
     host.set_read_timeout(Some(DEADLINE)).unwrap();
-    (Block::new(Disk::slow(disk.into()), &options(Cache::Unsafe)).unwrap(), host)
+    (Block::new(Disk::slow(disk.into()), &options(Cache::Unsafe), None).unwrap(), host)
 }
 
 fn started() -> (TestDriver, UnixStream) {

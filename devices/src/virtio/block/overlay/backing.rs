@@ -25,6 +25,8 @@ pub(super) enum Deed {
     Write(u64, Vec<u8>),
     /// A hole was made.
     Punch(Extent),
+    /// The file got this length.
+    Length(u64),
     /// Everything before is durable.
     Sync,
 }
@@ -40,6 +42,13 @@ impl Backing {
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    pub(super) fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)?;
+        #[cfg(test)]
+        self.record.lock().unwrap().push(Deed::Length(bytes));
+        Ok(())
     }
 
     pub(super) fn len(&self) -> io::Result<u64> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rotifer_snapshot::SnapshotId;
+
 /// Why an overlay cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the fields are in the texts
@@ -13,6 +15,13 @@ pub enum OverlayError {
     /// Another machine writes it.
     #[error("overlay {} is being used by another drive or process", path.display())]
     InUse { path: PathBuf },
+    /// The device could not write its table, and has said so when it tried.
+    #[error(
+        "overlay {} lacks some of what the guest wrote, because writing its block table failed; \
+         make room for it, resume the machine and pause it again",
+        path.display()
+    )]
+    Behind { path: PathBuf },
     /// What is in it cannot be trusted, or belongs elsewhere.
     #[error("overlay {} cannot be used", path.display())]
     Damaged { path: PathBuf, source: Damage },
@@ -26,7 +35,7 @@ pub enum Damage {
     #[error("it is not an overlay, or its making was interrupted")]
     NotAnOverlay,
     /// Made by another program than this.
-    #[error("its format version {version} is unknown; this program knows version 1")]
+    #[error("its format version {version} is unknown; this program knows 1 and 2")]
     Version { version: u32 },
     /// A checksum does not fit.
     #[error("its header is damaged")]
@@ -37,6 +46,15 @@ pub enum Damage {
     /// The base is not the one it was made for.
     #[error("it belongs to a disk of {overlay_bytes} bytes, and the base has {disk_bytes}")]
     OtherDisk { overlay_bytes: u64, disk_bytes: u64 },
+    /// It is of no use without that snapshot, and that one's machines begin with an empty one.
+    #[error(
+        "it holds what a machine wrote that was restored from snapshot {snapshot}; restore that \
+         one, which empties it, or use another file"
+    )]
+    OverSnapshot { snapshot: SnapshotId },
+    /// The other way round.
+    #[error("it lies on the base, and not on the snapshot that the machine was restored from")]
+    OverBase,
     /// Somebody truncated it.
     #[error("it has {found_bytes} bytes instead of {expected_bytes}")]
     Length { found_bytes: u64, expected_bytes: u64 },

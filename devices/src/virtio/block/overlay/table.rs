@@ -6,6 +6,10 @@
 //! A unit is what disks write whole or not at all, so a crash leaves an old or a new one and a
 //! checksum that does not fit is damage.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::{BLOCK_BYTES, Damage};
 
 /// Size of a unit.
@@ -27,12 +31,24 @@ pub enum BlockState {
 }
 
 /// The states of all blocks, as they are in the file or shall be.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Table {
     units: Vec<[u8; UNIT_BYTES]>,
     /// Those that the file does not have yet, in ascending order, each once.
-    dirty: std::collections::BTreeSet<usize>,
+    dirty: BTreeSet<usize>,
+    /// Whether there are any, for others to see.
+    is_behind: Arc<AtomicBool>,
     block_count: u64,
+}
+
+/// What a unit of nothing but zeroes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blank {
+    /// Damage: its checksum is wrong.
+    Damaged,
+    /// One that was never written, all of whose blocks are absent. So a fresh table costs nothing,
+    /// however large the disk is.
+    Absent,
 }
 
 impl Table {
@@ -45,12 +61,26 @@ impl Table {
     pub(super) fn new(block_count: u64) -> Self {
         let unit_count = Self::unit_count(block_count) as usize;
         let dirty = (0..unit_count).collect();
-        Self { units: vec![[0; UNIT_BYTES]; unit_count], dirty, block_count }
+        let is_behind = Arc::new(true.into());
+        Self { units: vec![[0; UNIT_BYTES]; unit_count], dirty, is_behind, block_count }
+    }
+
+    /// Every block is absent, as in a file whose units are all blank.
+    pub(super) fn blank(block_count: u64) -> Self {
+        let units = vec![[0; UNIT_BYTES]; Self::unit_count(block_count) as usize];
+        Self { units, dirty: BTreeSet::new(), is_behind: Arc::default(), block_count }
     }
 
     /// Checks the units of a file, every bit of them.
-    pub(super) fn decode(units: Vec<[u8; UNIT_BYTES]>, block_count: u64) -> Result<Self, Damage> {
+    pub(super) fn decode(
+        units: Vec<[u8; UNIT_BYTES]>,
+        block_count: u64,
+        blank: Blank,
+    ) -> Result<Self, Damage> {
         for (index, unit) in units.iter().enumerate() {
+            if blank == Blank::Absent && *unit == [0; UNIT_BYTES] {
+                continue;
+            }
             let damaged = Damage::Table { unit: index };
             let (found, states) = unit.split_at(CHECKSUM_BYTES);
             if found != checksum(index, states) {
@@ -61,7 +91,7 @@ impl Table {
                 return Err(damaged);
             }
         }
-        let table = Self { units, dirty: std::collections::BTreeSet::new(), block_count };
+        let table = Self { units, dirty: BTreeSet::new(), is_behind: Arc::default(), block_count };
         let end = Self::unit_count(block_count).saturating_mul(BLOCKS_PER_UNIT);
         match (block_count..end).find(|block| table.state(*block) != BlockState::Absent) {
             Some(block) => Err(Damage::Table { unit: (block / BLOCKS_PER_UNIT) as usize }),
@@ -93,7 +123,20 @@ impl Table {
             };
             *place = *place & !(0b11 << shift) | bits << shift;
             self.dirty.insert(unit);
+            self.is_behind.store(true, Ordering::Release);
         }
+    }
+
+    /// The blocks that are not absent, in ascending order.
+    pub(super) fn marked(&self) -> impl Iterator<Item = (u64, BlockState)> + '_ {
+        let units = (0_u64..).zip(&self.units);
+        let marked = units.filter(|(_, unit)| unit.iter().skip(CHECKSUM_BYTES).any(|it| *it != 0));
+        let blocks = marked.flat_map(|(index, _)| {
+            let first = index.saturating_mul(BLOCKS_PER_UNIT);
+            first..first.saturating_add(BLOCKS_PER_UNIT)
+        });
+        let states = blocks.map(|block| (block, self.state(block)));
+        states.filter(|(_, state)| *state != BlockState::Absent)
     }
 
     /// The state of the byte at `offset`, and for how many bytes, at most `len`, it is the same.
@@ -123,10 +166,12 @@ impl Table {
     /// The file has the unit now.
     pub(super) fn is_written(&mut self, unit: usize) {
         self.dirty.remove(&unit);
+        self.is_behind.store(self.is_dirty(), Ordering::Release);
     }
 
-    pub(super) fn block_count(&self) -> u64 {
-        self.block_count
+    /// True while the file lacks something that is here.
+    pub(super) fn is_behind(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_behind)
     }
 }
 
