@@ -13,6 +13,7 @@ use rotifer_devices::io::Subscriber;
 use rotifer_devices::rtc::Rtc;
 use rotifer_devices::serial::Serial;
 use rotifer_devices::virtio::block::{self, Block, BlockError, Cache};
+use rotifer_devices::virtio::net::{LimitSender, Limits, Net, NetError};
 use rotifer_devices::virtio::rng::Rng;
 use rotifer_devices::virtio::vsock::{Vsock, VsockError};
 use rotifer_devices::virtio::{Transport, TransportError, VirtioDevice};
@@ -22,7 +23,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::arch::aarch64::fdt::{Node, NodeKind};
 use crate::arch::aarch64::layout;
 use crate::bus::Bus;
-use crate::config::{CacheType, Console, Disk, VsockPlan};
+use crate::config::{CacheType, Console, Disk, Network, VsockPlan};
 use crate::console::{self, ConsoleError};
 use crate::panic_notifier::PanicNotifier;
 use crate::slots::{Exhausted, Slots, Spi, Window};
@@ -38,6 +39,8 @@ pub struct Wanted {
     pub vsock: Option<VsockPlan>,
     /// Whether there is a random number device.
     pub entropy: bool,
+    /// The network devices.
+    pub networks: Vec<Network>,
 }
 
 /// Why a device cannot be made.
@@ -55,6 +58,9 @@ pub enum TableError {
     /// The socket device cannot listen.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A network device cannot be made.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The host has no descriptor left.
     #[error("make device {name}")]
     Device {
@@ -109,6 +115,15 @@ pub struct Table {
     pub console: Arc<console::Output>,
     /// Hears of kernel panics.
     pub panic_notifier: Arc<PanicNotifier>,
+    /// How to change the limits of network devices.
+    limits: Vec<NetworkLimits>,
+}
+
+/// A network device whose limits can be changed.
+struct NetworkLimits {
+    id: String,
+    sender: LimitSender,
+    transport: Arc<Transport>,
 }
 
 impl Table {
@@ -139,7 +154,23 @@ impl Table {
         if let Some(VsockPlan { guest_cid, uds_path }) = wanted.vsock {
             maker.virtio("vsock".into(), Box::new(Vsock::new(guest_cid.into(), &uds_path)?))?;
         }
-        Ok(Self { entries: maker.entries, console: output, panic_notifier })
+        let mut limits = Vec::with_capacity(wanted.networks.len());
+        for Network { id, tap, options } in wanted.networks {
+            let (net, sender) = Net::new(tap, &options)?;
+            let transport = maker.virtio(id.clone(), Box::new(net))?;
+            limits.push(NetworkLimits { id, sender, transport });
+        }
+        Ok(Self { entries: maker.entries, console: output, panic_notifier, limits })
+    }
+
+    /// Changes the limits of the network device `id`, if there is one, as soon as the io thread
+    /// runs.
+    pub fn limit_network(&self, id: &str, limits: Limits) {
+        if let Some(network) = self.limits.iter().find(|network| network.id == id) {
+            // The device has the other end for as long as the transport has the device.
+            let _ = network.sender.send(limits);
+            network.transport.kick();
+        }
     }
 
     /// What the device tree tells of them.
@@ -268,11 +299,17 @@ impl Maker<'_> {
         self.add(name.into(), window, Part::VmGenerationId(event))
     }
 
-    fn virtio(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), TableError> {
+    fn virtio(
+        &mut self,
+        name: String,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Arc<Transport>, TableError> {
         let window = self.slots.virtio_window(&name)?;
         let transport = Transport::new(device, self.memory.clone())
             .map_err(|source| TableError::Transport { name: name.clone(), source })?;
-        self.add(name, window, Part::Virtio(Arc::new(transport)))
+        let transport = Arc::new(transport);
+        self.add(name, window, Part::Virtio(transport.clone()))?;
+        Ok(transport)
     }
 
     fn add(&mut self, name: String, window: Window, part: Part) -> Result<(), TableError> {

@@ -24,6 +24,7 @@ fn wanted(disk_count: usize) -> Wanted {
         disks: (0..disk_count).map(disk).collect(),
         vsock: None,
         entropy: true,
+        networks: Vec::new(),
     }
 }
 

@@ -60,8 +60,9 @@ fn save(mut machine: Machine, vcpu_count: u8) -> Saved {
 
 impl Saved {
     fn hardware(&self) -> Hardware {
-        let Plan { ram_bytes, disks, vsock, entropy, console, .. } = plan(&COUNT, self.vcpu_count);
-        let devices = Wanted { console, disks, vsock, entropy };
+        let Plan { ram_bytes, disks, vsock, entropy, networks, console, .. } =
+            plan(&COUNT, self.vcpu_count);
+        let devices = Wanted { console, disks, vsock, entropy, networks };
         Hardware { vcpu_count: self.vcpu_count, ram_bytes, devices }
     }
 

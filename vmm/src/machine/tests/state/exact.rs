@@ -75,8 +75,9 @@ fn except_generation_id(mut gic: GicState, machine: &Machine) -> GicState {
 #[test]
 fn a_new_machine_has_the_values_that_a_restore_does_not_write() {
     let wake = EventFd::new(EFD_NONBLOCK).unwrap();
-    let Plan { vcpu_count, ram_bytes, disks, vsock, entropy, console, .. } = plan(&COUNT, 2);
-    let devices = Wanted { console, disks, vsock, entropy };
+    let Plan { vcpu_count, ram_bytes, disks, vsock, entropy, networks, console, .. } =
+        plan(&COUNT, 2);
+    let devices = Wanted { console, disks, vsock, entropy, networks };
     let machine = Assembled::new(Hardware { vcpu_count, ram_bytes, devices }, &wake).unwrap();
     let mut machine = machine.start(&wake).unwrap();
     let gic_version = machine.gic.version();
