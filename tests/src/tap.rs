@@ -5,6 +5,9 @@ use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 
+/// That of every tap.
+const ETHERNET_ADDRESS: [u8; 6] = [2, 0x40, 0, 0, 0, 1];
+
 /// A tap that is up and has an address. Dropping it removes it.
 #[derive(Debug)]
 pub struct Tap {
@@ -31,9 +34,8 @@ impl Tap {
         set(&file, "keep the tap", libc::TUNSETPERSIST, 1);
         let tap = Self { name };
         configure("set its Ethernet address", libc::SIOCSIFHWADDR, name, |request| {
-            let bytes = [2, 0x40, 0, 0, 0, 1].map(|byte| libc::c_char::from_ne_bytes([byte]));
-            request.ifr_ifru.ifru_hwaddr.sa_family = libc::ARPHRD_ETHER;
-            request.ifr_ifru.ifru_hwaddr.sa_data[..6].copy_from_slice(&bytes);
+            let family = libc::ARPHRD_ETHER;
+            request.ifr_ifru.ifru_hwaddr = socket_address(family, 0, &ETHERNET_ADDRESS);
         });
         configure("set its MTU", libc::SIOCSIFMTU, name, |request| {
             request.ifr_ifru.ifru_mtu = mtu;
@@ -116,12 +118,16 @@ fn request(name: &str) -> libc::ifreq {
 }
 
 fn internet(address: Ipv4Addr) -> libc::sockaddr {
-    // SAFETY: as in `request`.
-    let mut socket_address: libc::sockaddr = unsafe { std::mem::zeroed() };
-    socket_address.sa_family = libc::AF_INET as libc::sa_family_t;
-    // Behind the port.
-    for (to, from) in socket_address.sa_data[2..].iter_mut().zip(address.octets()) {
-        *to = libc::c_char::from_ne_bytes([from]);
+    const BEHIND_PORT: usize = 2;
+    socket_address(libc::AF_INET as libc::sa_family_t, BEHIND_PORT, &address.octets())
+}
+
+fn socket_address(family: libc::sa_family_t, offset: usize, bytes: &[u8]) -> libc::sockaddr {
+    // SAFETY: a sockaddr is plain bytes, for which all zeroes is a valid value.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    address.sa_family = family;
+    for (to, from) in address.sa_data[offset..].iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
-    socket_address
+    address
 }
