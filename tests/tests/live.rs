@@ -208,7 +208,7 @@ fn children_of_a_fork_go_on_from_its_moment_whatever_becomes_of_the_parent() {
     for (child, visits) in children.iter().zip(1..) {
         more_rounds(child);
         stop_rounds(child);
-        let last = (0..visits).map(|_| child.visit()).last();
+        let last = (0..visits).fold(None, |_, _| Some(child.visit()));
         assert_eq!(last, Some(2 + visits), "each goes on from the fork, and on its own");
         numbers.push(child.shell("head -c 16 /dev/urandom | sha256sum"));
         let own_kib = memory_kib(child.pid(), "Anonymous");
