@@ -279,7 +279,7 @@ fn copy(
 }
 
 /// What a snapshot is taken of.
-fn still<'a>(paused: &'a Paused<'_>) -> Result<Still<'a>, ControlError> {
+fn still<'a>(paused: &'a Paused) -> Result<Still<'a>, ControlError> {
     let state = paused.save().map_err(ControlError::Save)?;
     Ok(Still { memory: paused.memory(), state, overlays: paused.overlays() })
 }

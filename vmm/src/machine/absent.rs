@@ -95,6 +95,11 @@ impl Machine {
     }
 
     /// Cannot be called.
+    pub fn overlays(&self) -> &[DiskOverlay] {
+        match *self {}
+    }
+
+    /// Cannot be called.
     pub fn is_paused(&self) -> bool {
         match *self {}
     }
