@@ -71,7 +71,9 @@ pub enum Error {
     Nothing,
     #[error("--listen {text:?} is not an address and a port, like {DEFAULT_LISTEN}")]
     Address { text: String },
-    #[error("--listen {address} is not loopback: others could reach the daemon; add --listen-anywhere if they shall")]
+    #[error(
+        "--listen {address} is not loopback: others could reach the daemon; add --listen-anywhere if they shall"
+    )]
     Exposed { address: SocketAddr },
     #[error("--{option} is given twice, or not for this command")]
     Misplaced { option: String },
@@ -131,8 +133,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
 impl Given {
     fn address(&self) -> Result<SocketAddr, Error> {
         let text = self.listen.as_deref().unwrap_or(DEFAULT_LISTEN);
-        let address: SocketAddr =
-            text.parse().map_err(|_| Error::Address { text: text.into() })?;
+        let address: SocketAddr = text.parse().map_err(|_| Error::Address { text: text.into() })?;
         if address.ip().is_loopback() || self.anywhere {
             return Ok(address);
         }
@@ -171,7 +172,9 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["", "run", "serve --bogus", "serve --state a --state b", "env --listen 127.0.0.1:1"] {
+        for text in
+            ["", "run", "serve --bogus", "serve --state a --state b", "env --listen 127.0.0.1:1"]
+        {
             assert!(parse_text(text).is_err(), "{text}");
         }
         assert_eq!(parse_text("env --state /x").unwrap(), Command::Env { state: "/x".into() });

@@ -251,9 +251,8 @@ fn page_of<'a, T: 'a>(
 ) -> Result<(Vec<Value>, Option<String>), ServiceError> {
     let after = match token {
         None => String::new(),
-        Some(token) => {
-            page::decode(token).ok_or_else(|| invalid("The nextToken is none of this service's."))?
-        }
+        Some(token) => page::decode(token)
+            .ok_or_else(|| invalid("The nextToken is none of this service's."))?,
     };
     let limit = limit.unwrap_or(PAGE_ITEMS);
     let mut rest = items.filter(|(key, _)| *key > after).peekable();

@@ -106,7 +106,5 @@ pub fn response(namespace: &str, operation: &str, result: impl FnOnce(&mut Xml))
         xml.text("RequestId", &Uuid::new_v4().to_string());
     });
     let body = xml.text;
-    Answer::xml(format!(
-        "<{operation}Response xmlns=\"{namespace}\">{body}</{operation}Response>"
-    ))
+    Answer::xml(format!("<{operation}Response xmlns=\"{namespace}\">{body}</{operation}Response>"))
 }

@@ -9,6 +9,7 @@ mod connections;
 pub mod sigv4;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -18,6 +19,8 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 use s3s::service::S3Service;
 use s3s::{Body, HttpError};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 pub use self::connections::{Listener, ServeError};
@@ -28,6 +31,11 @@ use sigv4::Verifier;
 
 /// The longest body outside of S3. A batch of log events is 1 MiB, as JSON at most six times that.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// How many of them are read at the same time; the next ones wait.
+pub const BODIES_MAX: usize = 64;
+/// How long a client may take to send one.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request whose signature was verified.
 #[derive(Debug)]
@@ -58,6 +66,8 @@ pub struct Front {
     pub verifier: Verifier,
     /// Hosts that end so are microVMs' endpoints.
     pub endpoint_suffix: String,
+    /// Bodies that may be in memory at the same time, also of who has no key.
+    pub bodies: Semaphore,
 }
 
 impl Front {
@@ -73,7 +83,6 @@ impl Front {
         {
             request.headers_mut().insert(HOST, value);
         }
-        let id = Uuid::new_v4().to_string();
         let mut response = if self.is_endpoint(request.headers()) {
             respond(endpoint(request.headers()))
         } else if service_of(&request).as_deref() == Some("s3") {
@@ -81,13 +90,10 @@ impl Front {
         } else {
             respond(self.small(request).await)
         };
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            let name = if response.headers().contains_key("x-amz-request-id") {
-                return Ok(response);
-            } else {
-                "x-amzn-requestid"
-            };
-            response.headers_mut().insert(name, id);
+        // Whatever the service; SDKs show it in their errors.
+        if let Ok(id) = HeaderValue::from_str(&Uuid::new_v4().to_string()) {
+            response.headers_mut().insert("x-amzn-requestid", id.clone());
+            response.headers_mut().entry("x-amz-request-id").or_insert(id);
         }
         Ok(response)
     }
@@ -115,7 +121,11 @@ impl Front {
 
     async fn verified(&self, request: Request<Incoming>) -> Result<Call, ServiceError> {
         let (head, body) = request.into_parts();
-        let body = read(&head.headers, body).await?;
+        let _place = self.bodies.acquire().await;
+        let slow = |_| {
+            ServiceError::new(408, "RequestTimeoutException", "The request's body is too slow.")
+        };
+        let body = timeout(BODY_TIMEOUT, read(&head.headers, body)).await.map_err(slow)??;
         let (path, query) = (head.uri.path(), head.uri.query().unwrap_or_default());
         let received = sigv4::Received {
             method: head.method.as_str(),
@@ -157,7 +167,9 @@ async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, ServiceError
         ServiceError::new(413, "RequestEntityTooLargeException", text)
     };
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if length.and_then(|text| text.parse().ok()).is_some_and(|length: usize| length > BODY_BYTES_MAX)
+    if length
+        .and_then(|text| text.parse().ok())
+        .is_some_and(|length: usize| length > BODY_BYTES_MAX)
     {
         return Err(too_long());
     }
@@ -179,6 +191,10 @@ fn service_of(request: &Request<Incoming>) -> Option<String> {
         Some(text) => text.split_once("Credential=")?.1.to_owned(),
         None => {
             let query = request.uri().query()?;
+            // Presigned as the AWS CLI does it in the first region: Version 2, which only S3 knows.
+            if query.split('&').any(|pair| pair.starts_with("AWSAccessKeyId=")) {
+                return Some("s3".into());
+            }
             let value = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Credential="))?;
             percent_encoding::percent_decode_str(value).decode_utf8().ok()?.into_owned()
         }

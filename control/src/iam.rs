@@ -49,7 +49,9 @@ impl Iam {
             settings,
             name: Regex::new(r"^[A-Za-z0-9_+=,.@-]{1,64}$")?,
             path: Regex::new(r"^/$|^/[!-~]{1,510}/$")?,
-            policy: Regex::new(r"^arn:aws[a-z-]*:iam::(aws|[0-9]{12}):policy/[A-Za-z0-9_+=,.@/-]{1,512}$")?,
+            policy: Regex::new(
+                r"^arn:aws[a-z-]*:iam::(aws|[0-9]{12}):policy/[A-Za-z0-9_+=,.@/-]{1,512}$",
+            )?,
         })
     }
 
@@ -73,7 +75,9 @@ impl Iam {
             "ListRolePolicies" => self.list_none(form, &action, "PolicyNames"),
             "ListInstanceProfilesForRole" => self.list_none(form, &action, "InstanceProfiles"),
             other => {
-                let text = format!("IAM has no action {other} here: roles and the policies attached to them are all.");
+                let text = format!(
+                    "IAM has no action {other} here: roles and the policies attached to them are all."
+                );
                 Err(ServiceError::new(400, "InvalidAction", text))
             }
         }
@@ -88,7 +92,9 @@ impl Iam {
         let trust = form.required("AssumeRolePolicyDocument")?;
         let is_object = serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&trust);
         if trust.len() > TRUST_BYTES_MAX || is_object.is_err() {
-            let text = format!("AssumeRolePolicyDocument is not a JSON object of at most {TRUST_BYTES_MAX} bytes.");
+            let text = format!(
+                "AssumeRolePolicyDocument is not a JSON object of at most {TRUST_BYTES_MAX} bytes."
+            );
             return Err(ServiceError::new(400, "MalformedPolicyDocument", text));
         }
         let description = form.take("Description");
@@ -189,7 +195,11 @@ impl Iam {
         let policy = form.required("PolicyArn")?;
         form.finish()?;
         if !self.policy.is_match(&policy) {
-            return Err(ServiceError::new(400, "InvalidInput", format!("ARN {policy} is not valid.")));
+            return Err(ServiceError::new(
+                400,
+                "InvalidInput",
+                format!("ARN {policy} is not valid."),
+            ));
         }
         self.store.write(|transaction| {
             find(transaction, &name)?;
@@ -272,11 +282,8 @@ impl Iam {
     }
 }
 
-const UNRESERVED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'~');
+const UNRESERVED: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 impl Role {
     fn of(row: &Row<'_>) -> Result<Self, rusqlite::Error> {

@@ -5,7 +5,7 @@ mod rates;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Transaction, params};
 use serde::Serialize;
@@ -71,13 +71,20 @@ impl Lambda {
         let driver = Arc::new(Driver { fleet, store, worker, reports });
         let listener = Arc::downgrade(&driver);
         let listen = move || {
+            let mut next_tick = Instant::now() + TICK;
             loop {
-                let report = reported.recv_timeout(TICK);
+                let patience = next_tick.saturating_duration_since(Instant::now());
+                let report = reported.recv_timeout(patience);
                 let Some(driver) = listener.upgrade() else { return };
                 match report {
                     Ok(report) => driver.report(report),
-                    Err(RecvTimeoutError::Timeout) => driver.tick(),
+                    Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
+                }
+                // However many reports come, the clock is looked at.
+                if Instant::now() >= next_tick {
+                    driver.tick();
+                    next_tick = Instant::now() + TICK;
                 }
             }
         };
@@ -92,11 +99,11 @@ impl Lambda {
     /// Answers a request.
     pub fn answer(&self, call: &Call) -> Result<Answer, ServiceError> {
         let parse = |model: &'_ Model| -> Option<_> {
-            model
-                .parse_request(&call.method, &call.path, &call.query, &call.body)
-                .map(|result| result.map(|Parsed { operation, input }| {
+            model.parse_request(&call.method, &call.path, &call.query, &call.body).map(|result| {
+                result.map(|Parsed { operation, input }| {
                     (operation.name.clone(), operation.status, operation.output.is_some(), input)
-                }))
+                })
+            })
         };
         let Some(parsed) = self.models.iter().find_map(parse) else {
             let text = format!("There is no operation at {} {}.", call.method, call.path);
@@ -142,7 +149,7 @@ impl Driver {
     ) -> Result<Value, ServiceError> {
         let worker_refusal = self.worker.refusal();
         let context = Context { now: Timestamp::now(), fresh: Uuid::new_v4, worker_refusal };
-        let actions = {
+        let (actions, answer) = {
             let mut fleet = lock(&self.fleet);
             let Decision { changes, actions, answer } = decide(&fleet, &context)?;
             if !changes.is_empty() {
@@ -153,7 +160,6 @@ impl Driver {
             }
             (actions, answer)
         };
-        let (actions, answer) = actions;
         for action in actions {
             self.worker.begin(action, &self.reports);
         }
@@ -214,7 +220,8 @@ fn read(store: &Store) -> Result<Vec<Change>, StoreError> {
     let rows: Vec<(String, String, String)> = store.read(|transaction| {
         attempt("read the fleet", || {
             let mut statement = transaction.prepare("SELECT kind, id, body FROM record")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let rows =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
             rows.collect()
         })
     })?;

@@ -201,7 +201,9 @@ impl Logs {
         let limit = page(None, input.limit)?.1;
         let offset: usize = match &input.next_token {
             None => 0,
-            Some(token) => token.parse().map_err(|_| invalid("The specified nextToken is invalid."))?,
+            Some(token) => {
+                token.parse().map_err(|_| invalid("The specified nextToken is invalid."))?
+            }
         };
         let order = match (by_time, input.descending.unwrap_or(false)) {
             (false, false) => "s.name",
@@ -291,7 +293,8 @@ fn canonical(group: &str) -> String {
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ServiceError> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| {
-        let text = format!("The request is not understood, or asks for what is not supported: {error}");
+        let text =
+            format!("The request is not understood, or asks for what is not supported: {error}");
         ServiceError::new(400, "InvalidParameterException", text)
     })
 }
@@ -317,7 +320,11 @@ fn require_group(transaction: &Transaction<'_>, name: &str) -> Result<(), Servic
 
 fn missing_if(is_missing: bool, what: &str) -> Result<(), ServiceError> {
     let text = || format!("The specified {what} does not exist.");
-    if is_missing { Err(ServiceError::new(400, "ResourceNotFoundException", text())) } else { Ok(()) }
+    if is_missing {
+        Err(ServiceError::new(400, "ResourceNotFoundException", text()))
+    } else {
+        Ok(())
+    }
 }
 
 fn exists_if(exists: bool, what: &str) -> Result<(), ServiceError> {

@@ -167,7 +167,8 @@ impl Model {
         }
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (wire, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (wire, value) = (decode(&wire.replace('+', " "))?, decode(&value.replace('+', " "))?);
+            let (wire, value) =
+                (decode(&wire.replace('+', " "))?, decode(&value.replace('+', " "))?);
             let is_it = |member: &&Member| {
                 member.location == Some(Location::QueryString)
                     && member.wire.as_deref() == Some(wire.as_str())
@@ -251,8 +252,9 @@ fn body_members(members: &[Member], body: &[u8]) -> Result<Map<String, Value>, S
         return Err(serialization("the body is not a JSON object"));
     };
     given.retain(|_, value| !value.is_null());
-    let is_known =
-        |name: &String| members.iter().any(|member| member.name == *name && member.location.is_none());
+    let is_known = |name: &String| {
+        members.iter().any(|member| member.name == *name && member.location.is_none())
+    };
     match given.keys().find(|name| !is_known(name)) {
         None => Ok(given),
         Some(name) => Err(unknown(name)),
@@ -270,7 +272,11 @@ fn unknown(name: &str) -> ServiceError {
 }
 
 fn serialization(what: &str) -> ServiceError {
-    ServiceError::new(400, "SerializationException", format!("The request is not understood: {what}."))
+    ServiceError::new(
+        400,
+        "SerializationException",
+        format!("The request is not understood: {what}."),
+    )
 }
 
 #[cfg(test)]

@@ -54,6 +54,9 @@ pub fn service(
     config.aws_chunked_stream_max_chunk_size = CHUNK_BYTES_MAX;
     config.presigned_url_max_skew_time_secs = u32::try_from(SKEW_MAX_SECONDS).unwrap_or(u32::MAX);
     config.sig_v4_allowed_services = vec!["s3".into()];
+    // Nothing but presigned addresses gets here with it: the front door knows no other requests of
+    // Version 2. The AWS CLI still presigns so.
+    config.enable_sig_v2 = true;
     config.allow_post_signature = false;
     config.expected_region = settings.region.parse().ok();
     let (store, settings) = (Arc::clone(store), Arc::clone(settings));

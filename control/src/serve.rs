@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::cli::Options;
 use crate::http::sigv4::Verifier;
-use crate::http::{Front, Listener, ServeError};
+use crate::http::{BODIES_MAX, Front, Listener, ServeError};
 use crate::iam::Iam;
 use crate::lambda::{Lambda, LambdaError};
 use crate::logs::Logs;
@@ -20,6 +21,10 @@ use crate::state::{Directory, StateError};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsError};
 use crate::worker;
+
+/// What is logged unless RUST_LOG says otherwise. s3s calls every refusal of a client an error; what is
+/// ours to know of we log ourselves.
+const LOGGED: &str = "info,s3s=off";
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +55,7 @@ pub enum Error {
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(options: &Options) -> Result<(), Error> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOGGED));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     let settings = match &options.config {
         Some(path) => Settings::read(path)?,
@@ -81,7 +86,11 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
         objects,
         services: Arc::new(services),
         verifier: Verifier::new(credentials.clone()),
-        endpoint_suffix: format!(".lambda-microvm.{}.{}", settings.region, settings.endpoint_domain),
+        bodies: Semaphore::new(BODIES_MAX),
+        endpoint_suffix: format!(
+            ".lambda-microvm.{}.{}",
+            settings.region, settings.endpoint_domain
+        ),
     });
     // Before the port is known to anybody, so that no signal is missed.
     let failed = |source| Error::Host { attempt: "wait for signals", source };

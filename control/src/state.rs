@@ -64,7 +64,8 @@ impl Directory {
 
     /// The directory, made if need be. Only its owner can look into one that is made here.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let failed = |attempt| move |source| StateError::File { attempt, path: path.into(), source };
+        let failed =
+            |attempt| move |source| StateError::File { attempt, path: path.into(), source };
         let mut builder = fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
         builder.create(path).map_err(failed("create"))?;
@@ -126,7 +127,8 @@ impl Directory {
         let new = self.file(&format!("{name}.new"));
         let write = || {
             let mut options = fs::OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            let mut file =
+                options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&new, self.file(name))?;

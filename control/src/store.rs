@@ -62,7 +62,9 @@ pub struct Store {
 pub enum StoreError {
     #[error("cannot open the database {path:?}")]
     Open { path: PathBuf, source: rusqlite::Error },
-    #[error("the database {path:?} is of version {found}, and this program knows {SCHEMA_VERSION}: use a newer one")]
+    #[error(
+        "the database {path:?} is of version {found}, and this program knows {SCHEMA_VERSION}: use a newer one"
+    )]
     Version { path: PathBuf, found: i64 },
     #[error("cannot {attempt} in the database")]
     Use { attempt: &'static str, source: rusqlite::Error },
@@ -153,11 +155,13 @@ mod tests {
     use super::*;
 
     fn names(store: &Store) -> Vec<String> {
-        let read = |transaction: &Transaction<'_>| {
-            let mut statement = transaction.prepare("SELECT name FROM bucket ORDER BY name")?;
-            statement.query_map([], |row| row.get(0))?.collect()
-        };
-        store.read(|transaction| read(transaction).map_err(StoreError::at("list"))).unwrap()
+        let names: Result<Vec<String>, StoreError> = store.read(|transaction| {
+            attempt("list", || {
+                let mut statement = transaction.prepare("SELECT name FROM bucket ORDER BY name")?;
+                statement.query_map([], |row| row.get(0))?.collect()
+            })
+        });
+        names.unwrap()
     }
 
     fn add(store: &Store, name: &str) -> Result<(), StoreError> {

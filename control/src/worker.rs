@@ -21,7 +21,8 @@ pub trait Worker: Send + Sync {
 #[derive(Debug)]
 pub struct Absent;
 
-const REFUSAL: &str = "No VMM worker is configured on this host: images cannot be built and MicroVMs cannot run.";
+const REFUSAL: &str =
+    "No VMM worker is configured on this host: images cannot be built and MicroVMs cannot run.";
 
 impl Worker for Absent {
     fn refusal(&self) -> Option<&str> {

@@ -20,7 +20,8 @@ impl Fleet {
             return Err(ServiceError::new(409, "ResourceConflictException", text));
         }
         if self.connectors.len() >= self.settings.quotas.network_connectors {
-            let text = "The maximum number of network connectors has been reached for this account.";
+            let text =
+                "The maximum number of network connectors has been reached for this account.";
             return Err(ServiceError::new(400, "NetworkConnectorLimitExceededException", text));
         }
         let tags = match &input["Tags"] {
@@ -186,12 +187,17 @@ fn require(input: &Value) -> Result<(), ServiceError> {
         (&input["ClientToken"], "clientToken".to_owned()),
         (&input["OperatorRole"], "operatorRole".to_owned()),
         (&configuration["NetworkProtocol"], format!("{path}.networkProtocol")),
-        (&configuration["AssociatedComputeResourceTypes"], format!("{path}.associatedComputeResourceTypes")),
+        (
+            &configuration["AssociatedComputeResourceTypes"],
+            format!("{path}.associatedComputeResourceTypes"),
+        ),
     ];
     let missing: Vec<String> = members
         .iter()
         .filter(|(value, _)| value.is_null())
-        .map(|(_, name)| format!("Value null at '{name}' failed to satisfy constraint: Member must not be null"))
+        .map(|(_, name)| {
+            format!("Value null at '{name}' failed to satisfy constraint: Member must not be null")
+        })
         .collect();
     let count = match missing.len() {
         0 => return Ok(()),

@@ -37,11 +37,14 @@ impl Fleet {
         let tags = if tags.is_null() { Default::default() } else { parse(tags)? };
         super::tags::check(&tags)?;
         if self.images.contains_key(&name) {
-            let text = format!("A MicroVM image with the name '{name}' already exists in this account");
+            let text =
+                format!("A MicroVM image with the name '{name}' already exists in this account");
             return Err(invalid(text));
         }
         if self.images.len() >= self.settings.quotas.images {
-            return Err(over_quota("The maximum number of MicroVM images has been reached for this account."));
+            return Err(over_quota(
+                "The maximum number of MicroVM images has been reached for this account.",
+            ));
         }
         let spec = self.spec(input)?;
         let image = Image {
@@ -75,7 +78,9 @@ impl Fleet {
         }
         require_settled(&image)?;
         if self.versions_of(&image.name).count() >= self.settings.quotas.versions_per_image {
-            return Err(over_quota("The maximum number of versions has been reached for this MicroVM image."));
+            return Err(over_quota(
+                "The maximum number of versions has been reached for this MicroVM image.",
+            ));
         }
         let id = VersionId { image: image.name.clone(), number: image.next_version };
         let version = new_version(id, self.spec(input)?, context);
@@ -99,7 +104,9 @@ impl Fleet {
             ImageState::Deleting => return Ok(Decision::answer(answer)),
             ImageState::Creating | ImageState::Updating => {
                 let state = image.state.text();
-                return Err(invalid(format!("Cannot delete MicroVM image in its current state: {state}")));
+                return Err(invalid(format!(
+                    "Cannot delete MicroVM image in its current state: {state}"
+                )));
             }
             _ => {}
         }
@@ -146,7 +153,8 @@ impl Fleet {
     pub(super) fn list_versions(&self, input: &Value) -> Decided {
         let image = self.image(text(input, "imageIdentifier"))?;
         let versions = self.versions_of(&image.name).collect::<Vec<_>>().into_iter().rev();
-        let items = versions.map(|version| (format!("{:010}", u32::MAX - version.id.number), version));
+        let items =
+            versions.map(|version| (format!("{:010}", u32::MAX - version.id.number), version));
         paginate(items, input, |version| Some(self.show_version(version)))
     }
 
@@ -181,7 +189,9 @@ impl Fleet {
         require_settled(&image)?;
         let others = self.versions_of(&image.name).filter(|other| other.id != version.id);
         if others.filter(|other| other.state != VersionState::Deleting).count() == 0 {
-            return Err(invalid("Cannot delete the last version of a MicroVM image; delete the image."));
+            return Err(invalid(
+                "Cannot delete the last version of a MicroVM image; delete the image.",
+            ));
         }
         self.require_unused(|id| *id == version.id)?;
         let mut decision = Decision::answer(answer);
@@ -207,7 +217,8 @@ impl Fleet {
 
     pub(super) fn list_builds(&self, input: &Value) -> Decided {
         let version = self.version(input)?;
-        let is_wanted = |name: &str, value: &str| input[name].as_str().is_none_or(|word| word == value);
+        let is_wanted =
+            |name: &str, value: &str| input[name].as_str().is_none_or(|word| word == value);
         let items = version.builds.iter().map(|build| (build.id.clone(), build));
         paginate(items, input, |build| {
             let is_wanted = is_wanted("architecture", "ARM_64")
@@ -221,7 +232,9 @@ impl Fleet {
         let items = std::iter::once((MANAGED_IMAGE.to_owned(), ()));
         paginate(items, input, |()| {
             let time = MANAGED_SINCE.epoch_seconds();
-            Some(json!({ "imageArn": self.names.managed_image(), "createdAt": time, "updatedAt": time }))
+            Some(
+                json!({ "imageArn": self.names.managed_image(), "createdAt": time, "updatedAt": time }),
+            )
         })
     }
 
@@ -229,7 +242,9 @@ impl Fleet {
         let identifier = text(input, "imageIdentifier");
         if identifier != self.names.managed_image() {
             self.names.image_name(identifier)?;
-            return Err(not_found(format!("MicroVMImage not found for MicroVMImageID: {identifier}")));
+            return Err(not_found(format!(
+                "MicroVMImage not found for MicroVMImageID: {identifier}"
+            )));
         }
         let items = MANAGED_VERSIONS.iter().enumerate();
         let items = items.map(|(place, version)| (format!("{:03}", place + 1), *version));
@@ -282,8 +297,11 @@ impl Fleet {
 
     pub(super) fn image(&self, identifier: &str) -> Result<&Image, ServiceError> {
         let name = self.names.image_name(identifier)?;
-        let found = self.images.get(name).filter(|image| self.names.image(&image.name) == identifier);
-        found.ok_or_else(|| not_found(format!("MicroVMImage not found for MicroVMImageID: {identifier}")))
+        let found =
+            self.images.get(name).filter(|image| self.names.image(&image.name) == identifier);
+        found.ok_or_else(|| {
+            not_found(format!("MicroVMImage not found for MicroVMImageID: {identifier}"))
+        })
     }
 
     fn version(&self, input: &Value) -> Result<&Version, ServiceError> {
@@ -293,7 +311,9 @@ impl Fleet {
         let found = id.and_then(|id| self.versions.get(&id));
         let found = found.filter(|version| self.names.image(&version.id.image) == identifier);
         found.ok_or_else(|| {
-            not_found(format!("MicroVMImage not found for MicroVMImage: {identifier}, Version: {wanted}"))
+            not_found(format!(
+                "MicroVMImage not found for MicroVMImage: {identifier}, Version: {wanted}"
+            ))
         })
     }
 
@@ -431,7 +451,9 @@ fn check_hooks(hooks: Option<&Hooks>) -> Result<(), ServiceError> {
     let of_images = hooks.microvm_image_hooks.as_ref();
     let is_ready = of_images.and_then(|hooks| hooks.get("ready")).is_some_and(|it| it == "ENABLED");
     if of_microvms.any(|(_, value)| value == "ENABLED") && !is_ready {
-        return Err(invalid("microvmHooks can be enabled only if microvmImageHooks.ready is ENABLED."));
+        return Err(invalid(
+            "microvmHooks can be enabled only if microvmImageHooks.ready is ENABLED.",
+        ));
     }
     Ok(())
 }

@@ -119,11 +119,17 @@ impl Fleet {
                 Some(ConnectorName::Managed(word)) if !is_ingress(word) => {}
                 Some(ConnectorName::Own(id)) => match self.connectors.get(id) {
                     Some(connector) if connector.state == ConnectorState::Active => {}
-                    Some(_) => return Err(invalid(format!("The network connector {arn} is not active."))),
-                    None => return Err(not_found(format!("Network connector not found for: {arn}"))),
+                    Some(_) => {
+                        return Err(invalid(format!("The network connector {arn} is not active.")));
+                    }
+                    None => {
+                        return Err(not_found(format!("Network connector not found for: {arn}")));
+                    }
                 },
                 None => return Err(malformed(arn)),
-                Some(_) => return Err(invalid(format!("{arn} is not an egress network connector."))),
+                Some(_) => {
+                    return Err(invalid(format!("{arn} is not an egress network connector.")));
+                }
             }
         }
         Ok(())
@@ -143,7 +149,8 @@ impl Fleet {
                 && version.is_none_or(|version| number_of(version) == Some(microvm.version.number))
         });
         // The newest first.
-        let key = |microvm: &Microvm| format!("{:019}/{}", i64::MAX - microvm.started.0, microvm.id);
+        let key =
+            |microvm: &Microvm| format!("{:019}/{}", i64::MAX - microvm.started.0, microvm.id);
         found.sort_by_key(|microvm| key(microvm));
         paginate(found.into_iter().map(|microvm| (key(microvm), microvm)), input, |microvm| {
             Some(json!({
@@ -160,12 +167,14 @@ impl Fleet {
         let microvm = self.microvm(input)?;
         let id = &microvm.id;
         match microvm.phase.next(event) {
-            Step::RefuseEnded => {
-                Err(invalid(format!("The MicroVM {id} has been terminated and its state cannot be changed.")))
-            }
+            Step::RefuseEnded => Err(invalid(format!(
+                "The MicroVM {id} has been terminated and its state cannot be changed."
+            ))),
             Step::Refuse => {
                 let state = microvm.phase.state();
-                Err(conflict(format!("The MicroVM {id} cannot be changed in its current state: {state}")))
+                Err(conflict(format!(
+                    "The MicroVM {id} cannot be changed in its current state: {state}"
+                )))
             }
             step => {
                 let mut decision = Decision::answer(json!({}));
@@ -199,13 +208,18 @@ impl Fleet {
         let microvm = self.microvm(input)?;
         if !microvm.phase.is_alive() {
             let id = &microvm.id;
-            return Err(invalid(format!("The MicroVM {id} has been terminated and its state cannot be changed.")));
+            return Err(invalid(format!(
+                "The MicroVM {id} has been terminated and its state cannot be changed."
+            )));
         }
         let minutes = input["expirationInMinutes"].as_i64().unwrap_or_default();
         if minutes > TOKEN_MINUTES_MAX {
-            return Err(invalid(format!("expirationInMinutes is 1 to {TOKEN_MINUTES_MAX}, and not {minutes}")));
+            return Err(invalid(format!(
+                "expirationInMinutes is 1 to {TOKEN_MINUTES_MAX}, and not {minutes}"
+            )));
         }
-        let reason = context.worker_refusal.unwrap_or("There is no endpoint proxy on this host yet.");
+        let reason =
+            context.worker_refusal.unwrap_or("There is no endpoint proxy on this host yet.");
         Err(ServiceError::new(500, "InternalServerException", reason))
     }
 

@@ -73,7 +73,9 @@ impl Names {
             return Err(super::invalid(format!("Invalid ARN format: {identifier}")));
         }
         match name {
-            Some(name) if region == self.region && (account == self.account || account == "aws") => {
+            Some(name)
+                if region == self.region && (account == self.account || account == "aws") =>
+            {
                 Ok(name)
             }
             _ => {

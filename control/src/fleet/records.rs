@@ -108,7 +108,9 @@ impl Version {
 
     pub(super) fn unfinished(&self) -> Option<Action> {
         match self.state {
-            VersionState::Pending | VersionState::InProgress => Some(Action::Build(self.id.clone())),
+            VersionState::Pending | VersionState::InProgress => {
+                Some(Action::Build(self.id.clone()))
+            }
             VersionState::Deleting => Some(Action::RemoveVersion(self.id.clone())),
             VersionState::Successful | VersionState::Failed | VersionState::DeleteFailed => None,
         }

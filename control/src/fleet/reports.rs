@@ -122,7 +122,8 @@ impl Fleet {
         } else {
             version.state = VersionState::Failed;
             version.is_active = false;
-            image.state = if is_first { ImageState::CreateFailed } else { ImageState::UpdateFailed };
+            image.state =
+                if is_first { ImageState::CreateFailed } else { ImageState::UpdateFailed };
             image.latest_failed = Some(id.number);
         }
         let decision = Decision::answer(Value::Null).change(Change::PutImage(image));
@@ -131,8 +132,7 @@ impl Fleet {
 
     fn removed(&self, id: &VersionId) -> Option<Decision> {
         self.versions.get(id).filter(|version| version.state == VersionState::Deleting)?;
-        let decision =
-            Decision::answer(Value::Null).change(Change::DeleteVersion(id.clone()));
+        let decision = Decision::answer(Value::Null).change(Change::DeleteVersion(id.clone()));
         let image = self.images.get(&id.image)?;
         let is_last = self.versions_of(&id.image).all(|version| version.id == *id);
         let is_gone = is_last && image.state == ImageState::Deleting;
@@ -271,7 +271,8 @@ fn due(microvm: &Microvm, context: &Context<'_>) -> Option<(Event, Option<String
     }
     let policy = microvm.idle_policy?;
     let suspended = microvm.suspended_since.filter(|_| microvm.phase == Phase::Suspended);
-    if suspended.is_some_and(|since| now.seconds_since(since) >= policy.suspended_duration_seconds) {
+    if suspended.is_some_and(|since| now.seconds_since(since) >= policy.suspended_duration_seconds)
+    {
         return Some((Event::Expired, Some("The suspended duration has been reached.".into())));
     }
     let is_idle = microvm.phase == Phase::Running

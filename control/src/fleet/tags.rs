@@ -27,7 +27,9 @@ impl Fleet {
     pub(super) fn list_tags(&self, input: &Value) -> Decided {
         let arn = text(input, "Resource");
         let tags = match self.names.connector_name(arn) {
-            Some(ConnectorName::Own(id)) => self.connectors.get(id).map(|connector| &connector.tags),
+            Some(ConnectorName::Own(id)) => {
+                self.connectors.get(id).map(|connector| &connector.tags)
+            }
             Some(ConnectorName::Managed(_)) => None,
             None => Some(&self.image(arn)?.tags),
         };
@@ -36,22 +38,21 @@ impl Fleet {
     }
 
     fn edit_tags(&self, arn: &str, edit: Edit<'_>) -> Decided {
-        let change = match self.names.connector_name(arn) {
-            Some(ConnectorName::Own(id)) if self.connectors.contains_key(id) => {
-                let mut connector = self.connectors[id].clone();
-                edit(&mut connector.tags);
-                check(&connector.tags)?;
-                Change::PutConnector(connector)
-            }
-            Some(_) => return Err(not_found(format!("Resource not found: {arn}"))),
+        let own = match self.names.connector_name(arn) {
+            Some(ConnectorName::Own(id)) => self.connectors.get(id),
+            Some(ConnectorName::Managed(_)) => None,
             None => {
                 let mut image = self.image(arn)?.clone();
                 edit(&mut image.tags);
                 check(&image.tags)?;
-                Change::PutImage(image)
+                return Ok(Decision::answer(Value::Null).change(Change::PutImage(image)));
             }
         };
-        Ok(Decision::answer(Value::Null).change(change))
+        let mut connector =
+            own.ok_or_else(|| not_found(format!("Resource not found: {arn}")))?.clone();
+        edit(&mut connector.tags);
+        check(&connector.tags)?;
+        Ok(Decision::answer(Value::Null).change(Change::PutConnector(connector)))
     }
 }
 
@@ -61,6 +62,8 @@ pub(super) fn check(tags: &Tags) -> Result<(), ServiceError> {
     }
     match tags.keys().find(|key| key.to_lowercase().starts_with("aws:")) {
         None => Ok(()),
-        Some(key) => Err(invalid(format!("The tag key '{key}' begins with aws:, which is reserved."))),
+        Some(key) => {
+            Err(invalid(format!("The tag key '{key}' begins with aws:, which is reserved.")))
+        }
     }
 }

@@ -29,7 +29,8 @@ impl Fleet {
         let at = context.now;
         let mut rest = input.clone();
         let members = rest.as_object_mut();
-        let given = members.and_then(|it| it.remove("clientToken").or_else(|| it.remove("ClientToken")));
+        let given =
+            members.and_then(|it| it.remove("clientToken").or_else(|| it.remove("ClientToken")));
         let Some(given) = given.as_ref().and_then(Value::as_str) else {
             return Ok(Replay { token: None, at, resource: None });
         };

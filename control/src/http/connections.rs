@@ -18,7 +18,7 @@ use super::Front;
 /// Connections at the same time; more wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// Requests of one HTTP/2 connection at the same time.
-const STREAMS_MAX: u32 = 64;
+const STREAMS_MAX: u32 = 16;
 /// The longest head of a request: tokens and ARNs are long, nothing else is.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

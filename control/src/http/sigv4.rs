@@ -185,7 +185,9 @@ fn signing_time(headers: &HeaderMap, date: &str) -> Result<OffsetDateTime, Servi
     let time = PrimitiveDateTime::parse(text, format)
         .map_err(|_| incomplete("X-Amz-Date is not a time"))?;
     if text.split_once('T').is_none_or(|(day, _)| day != date) {
-        return Err(invalid("Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP."));
+        return Err(invalid(
+            "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP.",
+        ));
     }
     Ok(time.assume_utc())
 }
@@ -194,7 +196,9 @@ fn check_skew(time: OffsetDateTime, now: Timestamp) -> Result<(), ServiceError> 
     let now = now.date_time();
     let seconds = (now - time).whole_seconds();
     if seconds > SKEW_MAX_SECONDS {
-        return Err(invalid(format!("Signature expired: {time} is more than 5 min. before {now}.")));
+        return Err(invalid(format!(
+            "Signature expired: {time} is more than 5 min. before {now}."
+        )));
     }
     if seconds < -SKEW_MAX_SECONDS {
         let text = format!("Signature not yet current: {time} is more than 5 min. after {now}.");

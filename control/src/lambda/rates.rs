@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn as_many_as_the_rate_pass_at_once_and_then_as_many_a_second() {
         let mut rates = Rates::new(&settings::Rates { run: 5, ..Default::default() });
-        let mut pass = |milliseconds| {
+        let mut pass = |milliseconds: i64| {
             let now = Timestamp(1_000_000 + milliseconds);
             (0..20).filter(|_| rates.take("RunMicrovm", now)).count()
         };

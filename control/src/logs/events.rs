@@ -186,15 +186,19 @@ impl Logs {
             (Some(names), None) if (1..=STREAM_NAMES_MAX).contains(&names.len()) => {
                 query.any("stream", names);
             }
-            _ => return Err(invalid("logStreamNames has 1 to 100 names, or logStreamNamePrefix is given.")),
+            _ => {
+                return Err(invalid(
+                    "logStreamNames has 1 to 100 names, or logStreamNamePrefix is given.",
+                ));
+            }
         }
         for word in words(input.filter_pattern.as_deref().unwrap_or_default())? {
             query.and("instr(message, ?) > 0", Sql::Text(word));
         }
         if let Some(token) = input.next_token {
-            let place = token.split_once('/').and_then(|(time, id)| {
-                Some((time.parse::<i64>().ok()?, id.parse::<i64>().ok()?))
-            });
+            let place = token
+                .split_once('/')
+                .and_then(|(time, id)| Some((time.parse::<i64>().ok()?, id.parse::<i64>().ok()?)));
             let (time, id) = place.ok_or_else(|| invalid("The specified nextToken is invalid."))?;
             query.after(time, id);
         }
@@ -310,7 +314,8 @@ fn limit(asked: Option<usize>) -> Result<usize, ServiceError> {
 /// Patterns of words that all have to occur, each bare or in double quotes. The rest of the
 /// language (JSON selectors, `-`, `?`, `[...]`, `%...%`) is refused.
 fn words(pattern: &str) -> Result<Vec<String>, ServiceError> {
-    let refuse = || invalid("filterPattern: words, bare or in double quotes, are all that is supported");
+    let refuse =
+        || invalid("filterPattern: words, bare or in double quotes, are all that is supported");
     let (mut words, mut rest) = (Vec::new(), pattern.trim());
     while !rest.is_empty() {
         let (word, after) = match rest.strip_prefix('"') {

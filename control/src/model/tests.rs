@@ -9,7 +9,9 @@ fn parse(method: &str, path: &str, query: &str, body: Value) -> Result<(String, 
     let models = Model::all().unwrap();
     let result = models.iter().find_map(|model| model.parse_request(method, path, query, &body));
     let result = result.expect("an operation is found");
-    result.map(|parsed| (parsed.operation.name.clone(), parsed.input)).map_err(|error| error.message)
+    result
+        .map(|parsed| (parsed.operation.name.clone(), parsed.input))
+        .map_err(|error| error.message)
 }
 
 fn image(change: impl FnOnce(&mut Value)) -> Value {
@@ -52,7 +54,8 @@ fn an_arn_in_the_path_may_be_encoded_or_not() {
 
 #[test]
 fn a_query_has_numbers_words_and_lists() {
-    let (_, input) = parse("GET", IMAGES, "maxResults=5&nextToken=a%2Bb%2Fc%3D%3D", Value::Null).unwrap();
+    let (_, input) =
+        parse("GET", IMAGES, "maxResults=5&nextToken=a%2Bb%2Fc%3D%3D", Value::Null).unwrap();
     assert_eq!(input, json!({"maxResults": 5, "nextToken": "a+b/c=="}));
     let path = "/2017-03-31/tags/arn%3Aaws%3Alambda%3Aus-east-1%3A000000000000%3Amicrovm-image%3Am";
     let (_, input) = parse("DELETE", path, "tagKeys=a&tagKeys=c", Value::Null).unwrap();
@@ -64,22 +67,37 @@ fn a_query_has_numbers_words_and_lists() {
 /// The texts of the live service, but for the order of several.
 #[test]
 fn the_texts_are_the_services() {
-    let error = parse("POST", IMAGES, "", image(|input| input["name"] = json!("bad name!"))).unwrap_err();
-    assert_eq!(error, "1 validation error detected: Value 'bad name!' at 'name' failed to satisfy constraint: \
-        Member must satisfy regular expression pattern: [a-zA-Z0-9-_]+");
+    let error =
+        parse("POST", IMAGES, "", image(|input| input["name"] = json!("bad name!"))).unwrap_err();
+    assert_eq!(
+        error,
+        "1 validation error detected: Value 'bad name!' at 'name' failed to satisfy constraint: \
+        Member must satisfy regular expression pattern: [a-zA-Z0-9-_]+"
+    );
     let error = parse("POST", IMAGES, "", json!({"name": "x", "clientToken": "t"})).unwrap_err();
     assert!(error.starts_with("3 validation errors detected: "), "{error}");
     for name in ["baseImageArn", "codeArtifact", "buildRoleArn"] {
-        let text = format!("Value null at '{name}' failed to satisfy constraint: Member must not be null");
+        let text =
+            format!("Value null at '{name}' failed to satisfy constraint: Member must not be null");
         assert!(error.contains(&text), "{error}");
     }
     let subnets: Vec<String> = (1..=17).map(|number| format!("subnet-{number:017}")).collect();
-    let error = parse("POST", "/2026-04-04/network-connectors", "", json!({
-        "Name": "n", "Configuration": {"VpcEgressConfiguration": {"SubnetIds": subnets}},
-    }));
-    assert_eq!(error.unwrap_err(), format!(
-        "1 validation error detected: Value '[{}]' at 'configuration.vpcEgressConfiguration.subnetIds' failed to \
-         satisfy constraint: Member must have length less than or equal to 16", subnets.join(", ")));
+    let error = parse(
+        "POST",
+        "/2026-04-04/network-connectors",
+        "",
+        json!({
+            "Name": "n", "Configuration": {"VpcEgressConfiguration": {"SubnetIds": subnets}},
+        }),
+    );
+    assert_eq!(
+        error.unwrap_err(),
+        format!(
+            "1 validation error detected: Value '[{}]' at 'configuration.vpcEgressConfiguration.subnetIds' failed to \
+         satisfy constraint: Member must have length less than or equal to 16",
+            subnets.join(", ")
+        )
+    );
 }
 
 #[test]
@@ -88,7 +106,10 @@ fn every_kind_of_constraint_is_checked() {
         (|i| i["name"] = json!(""), "length greater than or equal to 1"),
         (|i| i["name"] = json!("x".repeat(65)), "length less than or equal to 64"),
         (|i| i["additionalOsCapabilities"] = json!(["NONE"]), "enum value set: [ALL]"),
-        (|i| i["hooks"] = json!({"port": 0}), "'hooks.port' failed to satisfy constraint: Member must have value greater"),
+        (
+            |i| i["hooks"] = json!({"port": 0}),
+            "'hooks.port' failed to satisfy constraint: Member must have value greater",
+        ),
         (|i| i["hooks"] = json!({"port": 70000}), "value less than or equal to 65535"),
         (|i| i["resources"] = json!([{}]), "Value null at 'resources.1.member.minimumMemoryInMiB'"),
         (|i| i["codeArtifact"] = json!({}), "Exactly one member"),

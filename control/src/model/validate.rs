@@ -75,7 +75,9 @@ impl Model {
             let path = join(path, &member.name);
             match value.get(&member.name).filter(|value| !value.is_null()) {
                 Some(value) => self.check(&member.shape, value, &path, errors)?,
-                None if member.required => errors.push(failed("Value null", &path, "Member must not be null")),
+                None if member.required => {
+                    errors.push(failed("Value null", &path, "Member must not be null"))
+                }
                 None => {}
             }
         }
@@ -149,13 +151,28 @@ impl Model {
         }
         if !inner.is_empty() {
             let rules = self.rules(shape).join(", ");
-            let value = if self.is_secret(shape) { "Value".into() } else { format!("Value '{}'", show(whole)) };
-            errors.push(failed(&value, path, &format!("{what} must satisfy constraint: [{rules}]")));
+            let value = if self.is_secret(shape) {
+                "Value".into()
+            } else {
+                format!("Value '{}'", show(whole))
+            };
+            errors.push(failed(
+                &value,
+                path,
+                &format!("{what} must satisfy constraint: [{rules}]"),
+            ));
         }
         Ok(())
     }
 
-    fn constrain(&self, name: &str, shape: &Shape, value: &Value, path: &str, errors: &mut Vec<String>) {
+    fn constrain(
+        &self,
+        name: &str,
+        shape: &Shape,
+        value: &Value,
+        path: &str,
+        errors: &mut Vec<String>,
+    ) {
         let (size, word) = match value {
             Value::String(text) => (text.chars().count() as i64, "length"),
             Value::Array(items) => (items.len() as i64, "length"),
@@ -163,7 +180,11 @@ impl Model {
             value => (value.as_i64().unwrap_or(0), "value"),
         };
         let mut fail = |rule: String| {
-            let quoted = if self.is_secret(shape) { "Value".into() } else { format!("Value '{}'", show(value)) };
+            let quoted = if self.is_secret(shape) {
+                "Value".into()
+            } else {
+                format!("Value '{}'", show(value))
+            };
             errors.push(failed(&quoted, path, &rule));
         };
         if let Some(max) = shape.max.filter(|max| size > *max) {

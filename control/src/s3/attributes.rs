@@ -41,7 +41,9 @@ macro_rules! attributes_of {
         $crate::s3::attributes::Attributes {
             content_type: $input.content_type.clone(),
             content_disposition: $input.content_disposition.clone(),
-            content_encoding: $input.content_encoding.clone(),
+            content_encoding: $crate::s3::attributes::kept_encoding(
+                $input.content_encoding.as_deref(),
+            ),
             content_language: $input.content_language.clone(),
             cache_control: $input.cache_control.clone(),
             expires: $input.expires.clone(),
@@ -77,10 +79,16 @@ macro_rules! refuse {
 }
 pub(super) use refuse;
 
+/// How the content is encoded, without how it was sent.
+pub fn kept_encoding(sent: Option<&str>) -> Option<String> {
+    let words = sent?.split(',').map(str::trim).filter(|word| *word != "aws-chunked");
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    (!words.is_empty()).then(|| words.join(","))
+}
+
 impl Attributes {
     pub fn check(&self) -> S3Result<()> {
-        let bytes: usize =
-            self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let bytes: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
         if bytes > METADATA_BYTES_MAX {
             return Err(s3_error!(MetadataTooLarge));
         }
@@ -91,16 +99,25 @@ impl Attributes {
 /// A hasher of the MD5, which makes the ETag, and of what the client's checksums need: those it
 /// sent ahead, and the one that it says comes in the trailer.
 pub fn hasher(expected: &Checksums, trailer: Option<&str>) -> S3Result<ChecksumHasher> {
-    let mut hasher = ChecksumHasher { md5: Some(s3s::crypto::Md5::default()), ..Default::default() };
+    let mut hasher =
+        ChecksumHasher { md5: Some(s3s::crypto::Md5::default()), ..Default::default() };
     let trailer = trailer.unwrap_or_default();
     let wants = |known: &Option<String>, name: &str| known.is_some() || trailer == name;
     hasher.crc32 = wants(&expected.crc32, "x-amz-checksum-crc32").then(Default::default);
     hasher.crc32c = wants(&expected.crc32c, "x-amz-checksum-crc32c").then(Default::default);
-    hasher.crc64nvme = wants(&expected.crc64nvme, "x-amz-checksum-crc64nvme").then(Default::default);
+    hasher.crc64nvme =
+        wants(&expected.crc64nvme, "x-amz-checksum-crc64nvme").then(Default::default);
     hasher.sha1 = wants(&expected.sha1, "x-amz-checksum-sha1").then(Default::default);
     hasher.sha256 = wants(&expected.sha256, "x-amz-checksum-sha256").then(Default::default);
-    let is_known = ["", "x-amz-checksum-crc32", "x-amz-checksum-crc32c", "x-amz-checksum-crc64nvme",
-        "x-amz-checksum-sha1", "x-amz-checksum-sha256"].contains(&trailer);
+    let is_known = [
+        "",
+        "x-amz-checksum-crc32",
+        "x-amz-checksum-crc32c",
+        "x-amz-checksum-crc64nvme",
+        "x-amz-checksum-sha1",
+        "x-amz-checksum-sha256",
+    ]
+    .contains(&trailer);
     if is_known {
         return Ok(hasher);
     }
@@ -148,9 +165,8 @@ pub fn fulfils(condition: &ETagCondition, etag: Option<&str>) -> bool {
 impl Checksums {
     /// Those that came after the body.
     pub fn of_trailer(headers: &hyper::HeaderMap) -> Self {
-        let value = |name: &str| {
-            headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
+        let value =
+            |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Self {
             crc32: value("x-amz-checksum-crc32"),
             crc32c: value("x-amz-checksum-crc32c"),

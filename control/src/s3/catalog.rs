@@ -102,8 +102,7 @@ pub fn find(
     key: &str,
 ) -> Result<Option<Entry>, Failure> {
     require_bucket(transaction, bucket)?;
-    let sql =
-        format!("SELECT {} FROM object WHERE bucket = ?1 AND key = ?2", Entry::COLUMNS);
+    let sql = format!("SELECT {} FROM object WHERE bucket = ?1 AND key = ?2", Entry::COLUMNS);
     let found = transaction.query_row(&sql, [bucket, key], Entry::of).optional();
     Ok(found.map_err(StoreError::at("look an object up"))?)
 }

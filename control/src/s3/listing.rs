@@ -214,9 +214,10 @@ impl Objects {
                         let sql = "SELECT name, created FROM bucket WHERE name > ?1
                                    AND substr(name, 1, length(?2)) = ?2 ORDER BY name LIMIT ?3";
                         let mut statement = transaction.prepare(sql)?;
-                        let rows = statement.query_map(params![after, wanted, limit + 1], |row| {
-                            Ok((row.get(0)?, row.get(1)?))
-                        })?;
+                        let rows = statement
+                            .query_map(params![after, wanted, limit + 1], |row| {
+                                Ok((row.get(0)?, row.get(1)?))
+                            })?;
                         rows.collect()
                     };
                     Ok(attempt("list buckets", read)?)

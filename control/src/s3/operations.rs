@@ -17,7 +17,15 @@ impl S3 for Objects {
         request: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let input = request.input;
-        refuse!(input, bucket_namespace, grant_full_control, grant_read, grant_read_acp, grant_write, grant_write_acp);
+        refuse!(
+            input,
+            bucket_namespace,
+            grant_full_control,
+            grant_read,
+            grant_read_acp,
+            grant_write,
+            grant_write_acp
+        );
         if input.object_lock_enabled_for_bucket == Some(true) {
             return Err(s3_error!(NotImplemented, "object lock is not supported here"));
         }
@@ -109,10 +117,27 @@ impl S3 for Objects {
         let trailing = request.trailing_headers;
         let mut input = request.input;
         refuse!(
-            input, acl, bucket_key_enabled, checksum_md5, checksum_sha512, checksum_xxhash128, checksum_xxhash3,
-            checksum_xxhash64, grant_full_control, grant_read, grant_read_acp, grant_write_acp,
-            object_lock_legal_hold_status, object_lock_mode, object_lock_retain_until_date, sse_customer_algorithm,
-            sse_customer_key, ssekms_key_id, server_side_encryption, tagging, website_redirect_location,
+            input,
+            acl,
+            bucket_key_enabled,
+            checksum_md5,
+            checksum_sha512,
+            checksum_xxhash128,
+            checksum_xxhash3,
+            checksum_xxhash64,
+            grant_full_control,
+            grant_read,
+            grant_read_acp,
+            grant_write_acp,
+            object_lock_legal_hold_status,
+            object_lock_mode,
+            object_lock_retain_until_date,
+            sse_customer_algorithm,
+            sse_customer_key,
+            ssekms_key_id,
+            server_side_encryption,
+            tagging,
+            website_redirect_location,
             write_offset_bytes,
         );
         require_standard(input.storage_class.as_ref())?;
@@ -184,9 +209,8 @@ impl S3 for Objects {
                 (range.start, range.end - range.start)
             }
         };
-        let content_range = input
-            .range
-            .map(|_| format!("bytes {start}-{}/{}", start + length - 1, entry.size));
+        let content_range =
+            input.range.map(|_| format!("bytes {start}-{}/{}", start + length - 1, entry.size));
         let body = self.blobs.read(entry.blobs, start, length);
         let a = entry.attributes;
         // Of a part of an object no checksum is known.
@@ -255,10 +279,7 @@ impl S3 for Objects {
         let input = request.input;
         refuse!(input, if_match, if_match_last_modified_time, if_match_size, mfa, version_id);
         self.delete_all(input.bucket, vec![input.key]).await?;
-        Ok(S3Response::with_status(
-            DeleteObjectOutput::default(),
-            hyper::StatusCode::NO_CONTENT,
-        ))
+        Ok(S3Response::with_status(DeleteObjectOutput::default(), hyper::StatusCode::NO_CONTENT))
     }
 
     async fn delete_objects(
@@ -427,16 +448,37 @@ impl Objects {
 
     async fn copy(&self, input: CopyObjectInput) -> S3Result<CopyObjectOutput> {
         refuse!(
-            input, acl, annotation_directive, bucket_key_enabled, checksum_algorithm, copy_source_if_match,
-            copy_source_if_modified_since, copy_source_if_none_match, copy_source_if_unmodified_since,
-            copy_source_sse_customer_algorithm, copy_source_sse_customer_key, grant_full_control, grant_read,
-            grant_read_acp, grant_write_acp, object_lock_legal_hold_status, object_lock_mode,
-            object_lock_retain_until_date, sse_customer_algorithm, sse_customer_key, ssekms_key_id,
-            server_side_encryption, tagging, website_redirect_location,
+            input,
+            acl,
+            annotation_directive,
+            bucket_key_enabled,
+            checksum_algorithm,
+            copy_source_if_match,
+            copy_source_if_modified_since,
+            copy_source_if_none_match,
+            copy_source_if_unmodified_since,
+            copy_source_sse_customer_algorithm,
+            copy_source_sse_customer_key,
+            grant_full_control,
+            grant_read,
+            grant_read_acp,
+            grant_write_acp,
+            object_lock_legal_hold_status,
+            object_lock_mode,
+            object_lock_retain_until_date,
+            sse_customer_algorithm,
+            sse_customer_key,
+            ssekms_key_id,
+            server_side_encryption,
+            tagging,
+            website_redirect_location,
         );
         require_standard(input.storage_class.as_ref())?;
         let CopySource::Bucket { bucket, key, version_id: None } = &input.copy_source else {
-            return Err(s3_error!(NotImplemented, "only objects of buckets, without versions, can be copied"));
+            return Err(s3_error!(
+                NotImplemented,
+                "only objects of buckets, without versions, can be copied"
+            ));
         };
         let source = self.find(bucket, key).await?;
         let is_replaced =
@@ -445,9 +487,11 @@ impl Objects {
         let mut attributes = if is_replaced { attributes_of!(input) } else { source.attributes };
         attributes.check()?;
         attributes.checksums = checksums;
-        let body = StreamingBlob::wrap(sync_wrapper::SyncStream::new(
-            self.blobs.read(source.blobs, 0, source.size),
-        ));
+        let body = StreamingBlob::wrap(sync_wrapper::SyncStream::new(self.blobs.read(
+            source.blobs,
+            0,
+            source.size,
+        )));
         let hasher = hasher(&Checksums::default(), None)?;
         let (blob, _) = self.blobs.write(Some(body), hasher).await.map_err(Failure::from)?;
         let (etag, modified) = (source.etag, Timestamp::now());

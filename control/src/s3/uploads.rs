@@ -26,9 +26,22 @@ impl Objects {
         input: CreateMultipartUploadInput,
     ) -> S3Result<CreateMultipartUploadOutput> {
         refuse!(
-            input, acl, bucket_key_enabled, grant_full_control, grant_read, grant_read_acp, grant_write_acp,
-            object_lock_legal_hold_status, object_lock_mode, object_lock_retain_until_date, sse_customer_algorithm,
-            sse_customer_key, ssekms_key_id, server_side_encryption, tagging, website_redirect_location,
+            input,
+            acl,
+            bucket_key_enabled,
+            grant_full_control,
+            grant_read,
+            grant_read_acp,
+            grant_write_acp,
+            object_lock_legal_hold_status,
+            object_lock_mode,
+            object_lock_retain_until_date,
+            sse_customer_algorithm,
+            sse_customer_key,
+            ssekms_key_id,
+            server_side_encryption,
+            tagging,
+            website_redirect_location,
         );
         require_standard(input.storage_class.as_ref())?;
         let attributes = attributes_of!(input);
@@ -72,8 +85,14 @@ impl Objects {
         let trailing = request.trailing_headers;
         let mut input = request.input;
         refuse!(
-            input, checksum_md5, checksum_sha512, checksum_xxhash128, checksum_xxhash3, checksum_xxhash64,
-            sse_customer_algorithm, sse_customer_key,
+            input,
+            checksum_md5,
+            checksum_sha512,
+            checksum_xxhash128,
+            checksum_xxhash3,
+            checksum_xxhash64,
+            sse_customer_algorithm,
+            sse_customer_key,
         );
         let number = input.part_number;
         if !(1..=PARTS_MAX).contains(&number) {

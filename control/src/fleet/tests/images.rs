@@ -35,7 +35,10 @@ fn a_failed_build_fails_the_image_with_the_reason_on_the_build() {
     assert_eq!(image_state(&mut world, "a"), "CREATE_FAILED");
     let input = json!({ "imageIdentifier": arn("a"), "imageVersion": "1.0" });
     let builds = world.ask("ListMicrovmImageBuilds", input)["items"].take();
-    assert_eq!((&builds[0]["buildState"], &builds[0]["stateReason"]), (&json!("FAILED"), &json!("no")));
+    assert_eq!(
+        (&builds[0]["buildState"], &builds[0]["stateReason"]),
+        (&json!("FAILED"), &json!("no"))
+    );
     let error = world.refused("RunMicrovm", json!({ "imageIdentifier": arn("a") }));
     assert_eq!(error.message, format!("No active version found for MicroVM image {}", arn("a")));
     // The worker has nothing of it, so it goes at once, and its name is free.
@@ -53,7 +56,10 @@ fn an_update_makes_the_next_version_and_a_failed_one_leaves_the_old_active() {
     let answer = world.ask("UpdateMicrovmImage", update.clone());
     assert_eq!((&answer["state"], &answer["imageVersion"]), (&json!("UPDATING"), &json!("2.0")));
     let error = world.refused("UpdateMicrovmImage", update.clone());
-    assert_eq!((error.status, error.message.as_str()), (409, "MicroVM Image is already in state: UPDATING"));
+    assert_eq!(
+        (error.status, error.message.as_str()),
+        (409, "MicroVM Image is already in state: UPDATING")
+    );
     world.report(Report::BuildFailed { version: version("a", 2), reason: "no".into() });
     let answer = world.ask("GetMicrovmImage", json!({ "imageIdentifier": image }));
     assert_eq!(answer["state"], "UPDATE_FAILED");
@@ -62,10 +68,17 @@ fn an_update_makes_the_next_version_and_a_failed_one_leaves_the_old_active() {
     world.ask("UpdateMicrovmImage", update);
     world.built("a", 3);
     let answer = world.ask("GetMicrovmImage", json!({ "imageIdentifier": image }));
-    assert_eq!((&answer["state"], &answer["latestActiveImageVersion"]), (&json!("UPDATED"), &json!("3.0")));
+    assert_eq!(
+        (&answer["state"], &answer["latestActiveImageVersion"]),
+        (&json!("UPDATED"), &json!("3.0"))
+    );
     let listed = world.ask("ListMicrovmImageVersions", json!({ "imageIdentifier": image }));
-    let numbers: Vec<&str> =
-        listed["items"].as_array().unwrap().iter().map(|it| it["imageVersion"].as_str().unwrap()).collect();
+    let numbers: Vec<&str> = listed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["imageVersion"].as_str().unwrap())
+        .collect();
     assert_eq!(numbers, ["3.0", "2.0", "1.0"]);
 }
 
@@ -74,7 +87,8 @@ fn an_inactive_version_is_not_run() {
     let mut world = World::new();
     let image = world.image("a");
     let of = json!({ "imageIdentifier": image, "imageVersion": "1.0" });
-    let answer = world.ask("UpdateMicrovmImageVersion", with(of.clone(), json!({ "status": "INACTIVE" })));
+    let answer =
+        world.ask("UpdateMicrovmImageVersion", with(of.clone(), json!({ "status": "INACTIVE" })));
     assert_eq!(answer["status"], "INACTIVE");
     for input in [json!({ "imageIdentifier": image }), of.clone()] {
         let error = world.refused("RunMicrovm", input);
@@ -129,17 +143,24 @@ fn the_last_version_cannot_be_deleted_alone() {
 fn what_the_model_does_not_know_of_is_checked_too() {
     let world = World::new();
     let cases = [
-        (json!({ "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:other" }), "does not exist"),
+        (
+            json!({ "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:other" }),
+            "does not exist",
+        ),
         (json!({ "baseImageVersion": "999" }), "no version 999"),
         (json!({ "codeArtifact": { "uri": "https://x/y" } }), "s3://BUCKET/KEY"),
-        (json!({ "egressNetworkConnectors": ["INTERNET_EGRESS"] }), "Malformed network connector ARN"),
+        (
+            json!({ "egressNetworkConnectors": ["INTERNET_EGRESS"] }),
+            "Malformed network connector ARN",
+        ),
         (json!({ "resources": [{ "minimumMemoryInMiB": 9000 }] }), "minimumMemoryInMiB"),
         (json!({ "cpuConfigurations": [{ "architecture": "X86_64" }] }), "ARM_64"),
         (json!({ "hooks": { "microvmHooks": { "run": "ENABLED" } } }), "microvmImageHooks.ready"),
         (json!({ "tags": { "aws:x": "y" } }), "aws:"),
     ];
     for (change, text) in cases {
-        let error = world.refused("CreateMicrovmImage", with(with(spec(), json!({ "name": "a" })), change));
+        let error =
+            world.refused("CreateMicrovmImage", with(with(spec(), json!({ "name": "a" })), change));
         assert!(error.status == 400 && error.message.contains(text), "{text}: {error}");
     }
 }
@@ -154,12 +175,16 @@ fn quotas_are_kept() {
     let image = world.image("a");
     let error = world.refused("CreateMicrovmImage", with(spec(), json!({ "name": "b" })));
     assert_eq!((error.status, error.code), (402, "ServiceQuotaExceededException"));
-    let error = world.refused("UpdateMicrovmImage", with(spec(), json!({ "imageIdentifier": image })));
+    let error =
+        world.refused("UpdateMicrovmImage", with(spec(), json!({ "imageIdentifier": image })));
     assert_eq!(error.status, 402);
     world.microvm(&image, json!({}));
     let id = world.microvm(&image, json!({}));
     let error = world.refused("RunMicrovm", json!({ "imageIdentifier": image }));
-    assert_eq!(error.message, "The base maximum allocated memory limit has been reached for this account.");
+    assert_eq!(
+        error.message,
+        "The base maximum allocated memory limit has been reached for this account."
+    );
     world.happened(&id, microvm::Event::Exited);
     world.microvm(&image, json!({}));
 }
@@ -232,7 +257,10 @@ fn tags_are_merged_and_removed() {
     world.ask("TagResource", with(of.clone(), json!({ "Tags": { "x": "3" } })));
     world.ask("UntagResource", with(of.clone(), json!({ "TagKeys": ["y", "z"] })));
     assert_eq!(world.ask("ListTags", of.clone()), json!({ "Tags": { "x": "3" } }));
-    let many: Value = (0..51).map(|number| (number.to_string(), json!(""))).collect::<serde_json::Map<_, _>>().into();
+    let many: Value = (0..51)
+        .map(|number| (number.to_string(), json!("")))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
     assert!(world.refused("TagResource", with(of, json!({ "Tags": many }))).message.contains("50"));
 }
 

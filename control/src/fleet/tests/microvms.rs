@@ -17,7 +17,10 @@ fn a_microvm_runs_is_suspended_resumed_and_terminated() {
     let image = world.image("a");
     let answer = world.ask("RunMicrovm", json!({ "imageIdentifier": image }));
     let id = answer["microvmId"].as_str().unwrap().to_owned();
-    assert_eq!((&answer["state"], &answer["maximumDurationInSeconds"]), (&json!("PENDING"), &json!(28800)));
+    assert_eq!(
+        (&answer["state"], &answer["maximumDurationInSeconds"]),
+        (&json!("PENDING"), &json!(28800))
+    );
     assert!(answer["endpoint"].as_str().unwrap().ends_with(".lambda-microvm.us-east-1.localhost"));
     assert_eq!(world.take_actions(), [Action::Launch(id.clone())]);
     world.happened(&id, Event::Launched);
@@ -35,7 +38,10 @@ fn a_microvm_runs_is_suspended_resumed_and_terminated() {
     assert_eq!(world.take_actions(), [Action::Resume(id.clone()), Action::Terminate(id.clone())]);
     world.happened(&id, Event::Terminated);
     let answer = world.ask("GetMicrovm", id_of(&id));
-    assert_eq!((&answer["state"], &answer["stateReason"]), (&json!("TERMINATED"), &json!("Success.")));
+    assert_eq!(
+        (&answer["state"], &answer["stateReason"]),
+        (&json!("TERMINATED"), &json!("Success."))
+    );
     assert!(answer["terminatedAt"].is_f64());
     assert_eq!(world.ask("TerminateMicrovm", id_of(&id)), json!({}));
     for operation in ["SuspendMicrovm", "ResumeMicrovm"] {
@@ -61,7 +67,10 @@ fn an_idle_microvm_is_suspended_and_wakes_for_a_request() {
     assert_eq!(world.state(&id), "SUSPENDING");
     world.happened(&id, Event::Suspended);
     world.report(Report::Traffic { id: id.clone() });
-    assert_eq!((world.state(&id).as_str(), world.take_actions()), ("PENDING", vec![Action::Resume(id.clone())]));
+    assert_eq!(
+        (world.state(&id).as_str(), world.take_actions()),
+        ("PENDING", vec![Action::Resume(id.clone())])
+    );
     world.happened(&id, Event::ResumeFailed);
     assert_eq!(world.state(&id), "SUSPENDED");
     world.pass(300);
@@ -114,7 +123,11 @@ fn the_reason_of_a_failed_launch_is_shown() {
     let answer = world.ask("RunMicrovm", json!({ "imageIdentifier": image }));
     let id = answer["microvmId"].as_str().unwrap().to_owned();
     let reason = Some("Run lifecycle hook returned HTTP status 400.".to_owned());
-    world.report(Report::Microvm { id: id.clone(), event: Event::LaunchFailed, reason: reason.clone() });
+    world.report(Report::Microvm {
+        id: id.clone(),
+        event: Event::LaunchFailed,
+        reason: reason.clone(),
+    });
     world.happened(&id, Event::Terminated);
     assert_eq!(world.ask("GetMicrovm", id_of(&id))["stateReason"], json!(reason));
 }
@@ -125,7 +138,10 @@ fn without_a_worker_nothing_runs_and_it_is_said() {
     let image = world.image("a");
     world.refusal = Some("no worker");
     let error = world.refused("RunMicrovm", json!({ "imageIdentifier": image }));
-    assert_eq!((error.status, error.code, error.message.as_str()), (500, "InsufficientCapacityException", "no worker"));
+    assert_eq!(
+        (error.status, error.code, error.message.as_str()),
+        (500, "InsufficientCapacityException", "no worker")
+    );
 }
 
 #[test]
@@ -138,8 +154,12 @@ fn a_shell_needs_its_connector() {
     let token = |id: &str| json!({ "microvmIdentifier": id, "expirationInMinutes": 5 });
     let without = world.microvm(&image, json!({}));
     let error = world.refused("CreateMicrovmShellAuthToken", token(&without));
-    assert_eq!(error.message, "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM.");
-    let both = json!({ "ingressNetworkConnectors": [managed("SHELL_INGRESS"), managed("ALL_INGRESS")] });
+    assert_eq!(
+        error.message,
+        "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM."
+    );
+    let both =
+        json!({ "ingressNetworkConnectors": [managed("SHELL_INGRESS"), managed("ALL_INGRESS")] });
     let both = world.microvm(&image, both);
     let error = world.refused("CreateMicrovmShellAuthToken", token(&both));
     assert!(error.message.starts_with("ALL_INGRESS cannot be combined"), "{error}");
@@ -164,7 +184,8 @@ fn terminated_microvms_are_listed_and_forgotten_in_time() {
         world.happened(&id, Event::Terminated);
         world.now = world.now.plus_seconds(1);
     }
-    let count = |world: &mut World| world.ask("ListMicrovms", json!({}))["items"].as_array().unwrap().len();
+    let count =
+        |world: &mut World| world.ask("ListMicrovms", json!({}))["items"].as_array().unwrap().len();
     assert_eq!(count(&mut world), 3);
     world.pass(0);
     assert_eq!(count(&mut world), 2, "the oldest went");
@@ -195,7 +216,8 @@ fn a_list_is_the_newest_first_and_can_be_of_one_image() {
 fn after_a_restart_what_had_not_ended_is_begun_again() {
     let mut world = World::new();
     let image = world.image("a");
-    let launching = world.ask("RunMicrovm", json!({ "imageIdentifier": image }))["microvmId"].clone();
+    let launching =
+        world.ask("RunMicrovm", json!({ "imageIdentifier": image }))["microvmId"].clone();
     let suspending = world.microvm(&image, json!({}));
     world.ask("SuspendMicrovm", id_of(&suspending));
     world.microvm(&image, json!({}));

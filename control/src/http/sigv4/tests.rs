@@ -4,10 +4,7 @@ use super::*;
 const DATE: &str = "20261123T113456Z";
 
 fn verifier() -> Verifier {
-    Verifier::new(Credentials {
-        access_key_id: "AKID".into(),
-        secret_access_key: "secret".into(),
-    })
+    Verifier::new(Credentials { access_key_id: "AKID".into(), secret_access_key: "secret".into() })
 }
 
 fn now() -> Timestamp {
@@ -132,7 +129,11 @@ fn a_stranger_and_a_session_are_told_so() {
 #[test]
 fn nonsense_is_refused_and_does_no_harm() {
     let headers = [
-        "", "Bearer x", "AWS4-HMAC-SHA256", "AWS4-HMAC-SHA256 Credential=", "AWS4-HMAC-SHA256 ,,,=",
+        "",
+        "Bearer x",
+        "AWS4-HMAC-SHA256",
+        "AWS4-HMAC-SHA256 Credential=",
+        "AWS4-HMAC-SHA256 ,,,=",
         "AWS4-HMAC-SHA256 Credential=AKID/20261123/us-east-1/lambda/aws4_request",
         "AWS4-HMAC-SHA256 Credential=AKID/2026/x/y, SignedHeaders=host, Signature=0",
         "AWS4-HMAC-SHA256 Credential=AKID/1/x/y/aws4_request, SignedHeaders=, Signature=",
