@@ -13,8 +13,6 @@
 //! `fleet` reads no clock, no file and no socket: it is given the time and gives back changes and
 //! actions. The changes are on the disk before anybody is answered and before anything is done.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
 pub mod answer;
 pub mod cli;
 pub mod clock;

@@ -168,11 +168,14 @@ impl<'a> Authorization<'a> {
         let mut scope = credential.split('/');
         let mut next = || scope.next().filter(|part| !part.is_empty());
         match (next(), next(), next(), next(), next(), next()) {
-            (Some(access_key), Some(date), Some(region), Some(service), Some(end), None)
-                if end == "aws4_request" =>
-            {
-                Ok(Self { access_key, date, region, service, signed_headers, signature })
-            }
+            (
+                Some(access_key),
+                Some(date),
+                Some(region),
+                Some(service),
+                Some("aws4_request"),
+                None,
+            ) => Ok(Self { access_key, date, region, service, signed_headers, signature }),
             _ => Err("its Credential is not KEY/DATE/REGION/SERVICE/aws4_request"),
         }
     }

@@ -29,7 +29,7 @@ fn every_operation_is_found_by_its_own_path() {
     let mut count = 0;
     for model in Model::all().unwrap() {
         for operation in &model.operations {
-            let path = operation.uri.replace('{', "x").replace('}', "x");
+            let path = operation.uri.replace(['{', '}'], "x");
             let found = model.parse_request(&operation.method, &path, "", b"").unwrap();
             // Without a body some lack members; that is found of the right operation too.
             if let Ok(parsed) = found {
@@ -102,7 +102,8 @@ fn the_texts_are_the_services() {
 
 #[test]
 fn every_kind_of_constraint_is_checked() {
-    let cases: Vec<(fn(&mut Value), &str)> = vec![
+    type Change = fn(&mut Value);
+    let cases: Vec<(Change, &str)> = vec![
         (|i| i["name"] = json!(""), "length greater than or equal to 1"),
         (|i| i["name"] = json!("x".repeat(65)), "length less than or equal to 64"),
         (|i| i["additionalOsCapabilities"] = json!(["NONE"]), "enum value set: [ALL]"),

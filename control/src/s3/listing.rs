@@ -12,8 +12,6 @@ use crate::store::attempt;
 
 /// Keys and prefixes of a page.
 const PAGE_ITEMS_MAX: i32 = 1000;
-/// Greater than anything that may follow in a key.
-const BEYOND: char = '\u{10ffff}';
 const ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
@@ -35,55 +33,71 @@ struct Page {
     next: Option<String>,
 }
 
+impl Page {
+    fn len(&self) -> usize {
+        self.objects.len() + self.prefixes.len()
+    }
+}
+
 impl Listing {
     fn run(&self, transaction: &Transaction<'_>) -> Result<Page, Failure> {
         catalog::require_bucket(transaction, &self.bucket)?;
-        let (mut page, mut after) = (Page::default(), self.after.clone());
-        while self.limit > 0 {
-            let have = page.objects.len() + page.prefixes.len();
-            let rows = self.rows(transaction, &after, self.limit + 1 - have)?;
-            let count = rows.len();
+        let mut page = Page::default();
+        if self.limit == 0 {
+            return Ok(page);
+        }
+        let mut last = self.after.clone();
+        loop {
+            let Some(from) = self.position_after(&last) else { return Ok(page) };
+            let wanted = self.limit + 1 - page.len();
+            let rows = self.rows(transaction, &from, wanted)?;
+            let is_end = rows.len() < wanted;
             let mut is_skipping = false;
             for entry in rows {
-                if page.objects.len() + page.prefixes.len() == self.limit {
-                    page.next = Some(after);
+                if page.len() == self.limit {
+                    page.next = Some(last);
                     return Ok(page);
                 }
-                match self.common_prefix(&entry.key) {
-                    Some(prefix) => {
-                        after = format!("{prefix}{BEYOND}");
-                        page.prefixes.push(prefix);
-                        is_skipping = true;
-                        break;
-                    }
-                    None => {
-                        after = entry.key.clone();
-                        page.objects.push(entry);
-                    }
+                if let Some(prefix) = self.common_prefix(&entry.key) {
+                    // The rest of what is behind the prefix is passed over.
+                    last.clone_from(&prefix);
+                    page.prefixes.push(prefix);
+                    is_skipping = true;
+                    break;
                 }
+                last.clone_from(&entry.key);
+                page.objects.push(entry);
             }
-            if !is_skipping && count < self.limit + 1 - have {
-                break;
+            if is_end && !is_skipping {
+                return Ok(page);
             }
         }
-        Ok(page)
+    }
+
+    /// The first key that may follow a key or a common prefix; nothing if none can.
+    fn position_after(&self, last: &str) -> Option<String> {
+        match self.common_prefix(last) {
+            Some(prefix) if prefix == last => beyond(&prefix),
+            _ if last.is_empty() => Some(String::new()),
+            _ => Some(format!("{last}\0")),
+        }
     }
 
     fn rows(
         &self,
         transaction: &Transaction<'_>,
-        after: &str,
+        from: &str,
         limit: usize,
     ) -> Result<Vec<Entry>, Failure> {
         let read = || {
             let sql = format!(
-                "SELECT {} FROM object WHERE bucket = ?1 AND key > ?2 AND key >= ?3 AND key < ?4
-                 ORDER BY key LIMIT ?5",
+                "SELECT {} FROM object WHERE bucket = ?1 AND key >= ?2 AND key >= ?3
+                 AND (?4 IS NULL OR key < ?4) ORDER BY key LIMIT ?5",
                 Entry::COLUMNS
             );
-            let end = format!("{}{BEYOND}", self.prefix);
+            let end = beyond(&self.prefix);
             let mut statement = transaction.prepare(&sql)?;
-            let values = params![self.bucket, after, self.prefix, end, limit];
+            let values = params![self.bucket, from, self.prefix, end, limit];
             statement.query_map(values, Entry::of)?.collect()
         };
         Ok(attempt("list objects", read)?)
@@ -97,6 +111,22 @@ impl Listing {
         let end = rest.find(&self.delimiter)? + self.delimiter.len();
         Some(format!("{}{}", self.prefix, rest.get(..end)?))
     }
+}
+
+/// The first text that is greater than all that begin with this one; nothing if there is none.
+fn beyond(prefix: &str) -> Option<String> {
+    let mut letters: Vec<char> = prefix.chars().collect();
+    while let Some(letter) = letters.pop() {
+        let next = match letter {
+            '\u{d7ff}' => Some('\u{e000}'),
+            letter => char::from_u32(u32::from(letter) + 1),
+        };
+        if let Some(next) = next {
+            letters.push(next);
+            return Some(letters.into_iter().collect());
+        }
+    }
+    None
 }
 
 /// How names are written.
@@ -341,5 +371,79 @@ fn limit(asked: Option<i32>) -> S3Result<i32> {
     match asked.unwrap_or(PAGE_ITEMS_MAX) {
         asked if asked < 0 => Err(s3_error!(InvalidArgument, "a page cannot have {} items", asked)),
         asked => Ok(asked.min(PAGE_ITEMS_MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::s3::attributes::Attributes;
+    use crate::store::Store;
+
+    fn pages(keys: &[&str], prefix: &str, delimiter: &str, limit: usize) -> Vec<Vec<String>> {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("x.db")).unwrap();
+        let (mut pages, mut after) = (Vec::new(), String::new());
+        let listed: Result<(), Failure> = store.write(|transaction| {
+            transaction.execute("INSERT INTO bucket VALUES ('b', 0)", []).unwrap();
+            for key in keys {
+                let entry = Entry {
+                    key: (*key).into(),
+                    size: 0,
+                    etag: String::new(),
+                    modified: Time(0),
+                    attributes: Attributes::default(),
+                    blobs: Vec::new(),
+                };
+                catalog::replace(transaction, "b", &entry)?;
+            }
+            loop {
+                let listing = Listing {
+                    bucket: "b".into(),
+                    prefix: prefix.into(),
+                    delimiter: delimiter.into(),
+                    after,
+                    limit,
+                };
+                let page = listing.run(transaction)?;
+                let objects = page.objects.into_iter().map(|entry| entry.key);
+                pages.push(objects.chain(page.prefixes).collect());
+                assert!(pages.len() <= keys.len() + 1, "it does not end: {pages:?}");
+                match page.next {
+                    Some(next) => after = next,
+                    None => return Ok(()),
+                }
+            }
+        });
+        listed.unwrap();
+        pages
+    }
+
+    #[test]
+    fn a_listing_comes_to_its_end_whatever_the_keys_are() {
+        let keys =
+            ["a/\u{10ffff}", "a/\u{10ffff}x", "a/1", "a0", "b", "\u{10ffff}", "\u{10ffff}/x"];
+        for limit in 1..=8 {
+            let all = pages(&keys, "", "", limit).concat();
+            assert_eq!(
+                all,
+                ["a/1", "a/\u{10ffff}", "a/\u{10ffff}x", "a0", "b", "\u{10ffff}", "\u{10ffff}/x"]
+            );
+            let mut folded = pages(&keys, "", "/", limit).concat();
+            folded.sort();
+            assert_eq!(folded, ["a/", "a0", "b", "\u{10ffff}", "\u{10ffff}/"]);
+            let behind = pages(&keys, "a/", "/", limit).concat();
+            assert_eq!(behind, ["a/1", "a/\u{10ffff}", "a/\u{10ffff}x"]);
+        }
+        assert_eq!(pages(&keys, "", "", 7).len(), 1, "a full last page is the last");
+    }
+
+    #[test]
+    fn what_lies_beyond_is_greater_than_all_that_begin_so() {
+        assert_eq!(beyond("a/").as_deref(), Some("a0"));
+        assert_eq!(beyond("a\u{10ffff}").as_deref(), Some("b"));
+        assert_eq!(beyond("\u{d7ff}").as_deref(), Some("\u{e000}"));
+        assert_eq!(beyond(""), None);
+        assert_eq!(beyond("\u{10ffff}"), None);
     }
 }

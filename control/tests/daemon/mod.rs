@@ -1,5 +1,7 @@
 //! A daemon on a directory of its own, and clients that know where it is.
 
+#![expect(clippy::unwrap_used, reason = "a harness of tests")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
