@@ -98,7 +98,11 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let listener = Listener::bind(options.listen).await?;
     let endpoint = format!("https://{}", listener.address);
-    directory.write("endpoint", format!("{endpoint}\n{}\n", settings.region).as_bytes())?;
+    let place = format!("{endpoint}\n{}\n", settings.region);
+    if let Err(error) = directory.write("endpoint", place.as_bytes()) {
+        // A full disk must not keep anybody from making room.
+        tracing::warn!("`rotifer env` cannot know the endpoint: {}", crate::report(&error));
+    }
     println!("endpoint    {endpoint}");
     println!("region      {}", settings.region);
     println!("CA file     {}", directory.file("ca.pem").display());
