@@ -1,6 +1,6 @@
 //! Snapshots and forks of machines that go on.
 //!
-//! hosts: gicv3, 16k
+//! hosts: gicv3
 #![cfg(target_arch = "aarch64")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
