@@ -31,13 +31,8 @@ pub enum Artifact {
 }
 
 /// All of them.
-pub const ALL: [Artifact; 5] = [
-    Artifact::Debian,
-    Artifact::Initramfs,
-    Artifact::Vmm,
-    Artifact::Network,
-    Artifact::Kernel,
-];
+pub const ALL: [Artifact; 5] =
+    [Artifact::Debian, Artifact::Initramfs, Artifact::Vmm, Artifact::Network, Artifact::Kernel];
 
 /// The directory of the artifacts.
 pub fn directory(paths: &Paths) -> PathBuf {

@@ -5,7 +5,7 @@
 //!   config.json         optional: subnet, MTU
 //!   lock                shared by whoever makes, changes or deletes; exclusive for a sweep
 //!   slots/7             keeps namespace 7 alive; its creation is the lease of number 7
-//!   pool/7.json         namespace 7 is ready for whoever takes it
+//!   pool/7.json         namespace 7 is ready for whoever takes it, by removing this
 //!   networks/NAME.json  the network NAME: its slot, its policy
 //! ```
 //!
@@ -293,6 +293,25 @@ impl Files {
         Ok(slots)
     }
 
+    /// Says that a namespace is ready.
+    pub fn add_ready(&self, slot: u32) -> Result<(), Error> {
+        let path = self.pooled(slot);
+        fs::write(&path, "{}").map_err(failed("write", &path))
+    }
+
+    /// Takes a namespace out of the pool: whoever removes its file has it.
+    pub fn take_ready(&self) -> Result<Option<u32>, Error> {
+        for slot in self.ready()? {
+            let path = self.pooled(slot);
+            match fs::remove_file(&path) {
+                Ok(()) => return Ok(Some(slot)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("remove", &path)(error)),
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes a record, whole or not at all; says whether it did, if none may be there.
     pub fn write(&self, path: &Path, record: &Record, replace: bool) -> Result<bool, Error> {
         let text = serde_json::to_string(record)
@@ -307,24 +326,21 @@ impl Files {
         Ok(is_there)
     }
 
-    /// Moves a record; says whether it did. It does not if somebody else was first.
-    pub fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<bool, Error> {
+    fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<bool, Error> {
         let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         match renameat_with(CWD, from, CWD, to, flags) {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOENT) if !replace => Ok(false),
+            Err(rustix::io::Errno::EXIST) if !replace => Ok(false),
             Err(errno) => Err(failed("name", to)(errno.into())),
         }
     }
 
     /// Removes what writers left behind that were killed. Nobody may be writing.
     pub fn remove_partial(&self) -> Result<(), Error> {
-        for directory in [self.networks(), self.pool()] {
-            for file in list(&directory)?.iter().filter(|name| name.ends_with(".partial")) {
-                remove(&directory.join(file))?;
-            }
-        }
-        Ok(())
+        let directory = self.networks();
+        let files = list(&directory)?;
+        let mut partial = files.iter().filter(|name| name.ends_with(".partial"));
+        partial.try_for_each(|name| remove(&directory.join(name)))
     }
 }
 
@@ -429,13 +445,10 @@ mod tests {
     #[test]
     fn a_namespace_of_the_pool_is_taken_once() {
         let (_directory, files) = files();
-        files.write(&files.pooled(3), &record(3), false).unwrap();
+        files.add_ready(3).unwrap();
         assert_eq!(files.ready().unwrap(), [3]);
-        let take = |name: &str| {
-            files.rename(&files.pooled(3), &files.network(&name.parse().unwrap()), false).unwrap()
-        };
-        assert!(take("one"));
-        assert!(!take("two"));
+        assert_eq!(files.take_ready().unwrap(), Some(3));
+        assert_eq!(files.take_ready().unwrap(), None);
     }
 
     #[test]

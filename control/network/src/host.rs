@@ -26,6 +26,8 @@ use crate::{
 const INTERFACE_PREFIX: &str = "rtf-";
 /// An address each for the host's end and the namespace's.
 const ADDRESSES_PER_SLOT: u32 = 2;
+/// The policy's number in a namespace that was just made.
+const FIRST: u32 = 1;
 const DNS_PORT: u16 = 53;
 const METADATA_PORT: u16 = 80;
 
@@ -170,7 +172,8 @@ impl Host {
         &self.files
     }
 
-    /// Makes a network, from the pool if it has one ready.
+    /// Makes a network, from the pool if it has one ready. Whatever fails, nothing is left; whoever
+    /// is killed leaves a namespace that nobody knows, or a network whose guest reaches nothing yet.
     pub fn create(&self, name: &Name, policy: &Policy, options: Options) -> Result<(), Error> {
         policy.check()?;
         let owner = options.owner_pid.map(|pid| Owner::of(pid).ok_or(Error::NoOwner { pid }));
@@ -180,54 +183,35 @@ impl Host {
             return Err(Error::Exists { name: name.clone() });
         }
         self.prepare_host(false)?;
-        let path = self.files.network(name);
-        for slot in self.files.ready()? {
-            if self.files.rename(&self.files.pooled(slot), &path, false)? {
-                return self.take(name, slot, policy, owner, options);
-            }
-        }
-        let slot = self.make(&Policy::none())?;
-        let record = Record { slot, policy: Policy::none(), generation: 1, owner };
-        if !self.files.write(&path, &record, false)? {
+        let slot = match self.files.take_ready()? {
+            Some(slot) => slot,
+            None => self.make()?,
+        };
+        let record = Record { slot, policy: policy.clone(), generation: FIRST + 1, owner };
+        if !self.files.write(&self.files.network(name), &record, false)? {
             self.tear_down(slot)?;
             return Err(Error::Exists { name: name.clone() });
         }
-        self.take(name, slot, policy, owner, options)
-    }
-
-    /// Gives a namespace that reaches nothing to a network. Whatever fails, nothing is left.
-    fn take(
-        &self,
-        name: &Name,
-        slot: u32,
-        policy: &Policy,
-        owner: Option<Owner>,
-        options: Options,
-    ) -> Result<(), Error> {
-        let finish = || {
-            self.change(name, |record| {
-                record.policy = policy.clone();
-                record.owner = owner;
-            })?;
-            if let Some(user) = options.tap_user {
-                let namespace = namespace::open(&self.files.slot(slot))?;
-                namespace::within(&namespace, || Ok::<_, Error>(tap::give(guest::TAP, user)?))?;
-            }
-            Ok(())
-        };
-        finish().inspect_err(|_| {
+        self.finish(name, &record, options).inspect_err(|_| {
             let _the_first_error_counts = self.remove(name, slot);
         })
+    }
+
+    fn finish(&self, name: &Name, record: &Record, options: Options) -> Result<(), Error> {
+        let _alone = self.lock_network(name)?;
+        if let Some(user) = options.tap_user {
+            let namespace = self.namespace(name)?;
+            namespace::within(&namespace, || Ok::<_, Error>(tap::give(guest::TAP, user)?))?;
+        }
+        self.apply(name, record)
     }
 
     /// Adds a namespace to the pool.
     pub fn add_to_pool(&self) -> Result<(), Error> {
         let _no_sweep = self.files.lock(false)?;
         self.prepare_host(false)?;
-        let slot = self.make(&Policy::none())?;
-        let record = Record { slot, policy: Policy::none(), generation: 1, owner: None };
-        self.files.write(&self.files.pooled(slot), &record, true)?;
-        Ok(())
+        let slot = self.make()?;
+        Ok(self.files.add_ready(slot)?)
     }
 
     /// How many namespaces are ready.
@@ -392,7 +376,7 @@ impl Host {
     pub fn try_out(&self) -> Result<(), Error> {
         let _no_sweep = self.files.lock(false)?;
         self.prepare_host(false)?;
-        let slot = self.make(&Policy::none())?;
+        let slot = self.make()?;
         self.tear_down(slot)
     }
 
@@ -415,7 +399,7 @@ impl Host {
         let _alone = self.lock_network(name)?;
         let mut record = self.record(name)?;
         edit(&mut record);
-        record.generation = record.generation.wrapping_add(1).max(1);
+        record.generation = record.generation.wrapping_add(1).max(FIRST);
         self.files.write(&self.files.network(name), &record, true)?;
         self.apply(name, &record)
     }
@@ -447,19 +431,19 @@ impl Host {
         Ok(file)
     }
 
-    /// A namespace with everything in it. What fails leaves nothing behind.
-    fn make(&self, policy: &Policy) -> Result<u32, Error> {
+    /// A namespace with everything in it, from which nothing is reached. What fails leaves nothing.
+    fn make(&self) -> Result<u32, Error> {
         let count = self.slot_count();
         let full = Error::Full { count, subnet: self.config.subnet };
         let slot = self.files.lease(count)?.ok_or(full)?;
-        self.build(slot, policy).inspect_err(|_| {
+        self.build(slot).inspect_err(|_| {
             let _the_first_error_counts = self.tear_down(slot);
         })?;
         Ok(slot)
     }
 
-    fn build(&self, slot: u32, policy: &Policy) -> Result<(), Error> {
-        let verdicts = self.verdicts(policy)?;
+    fn build(&self, slot: u32) -> Result<(), Error> {
+        let verdicts = self.verdicts(&Policy::none())?;
         let (interface, mtu) = (interface(slot), self.config.mtu);
         let (outside, inside) = self.addresses(slot);
         let mut outer = netlink::Socket::route()?;
@@ -473,7 +457,7 @@ impl Host {
             set("/proc/sys/net/ipv4/ip_forward", "1")?;
             let mut socket = netlink::Socket::route()?;
             tap::create(guest::TAP)?;
-            let steps = rules::network(&verdicts, 1);
+            let steps = rules::network(&verdicts, FIRST);
             let mut netfilter = netlink::Socket::netfilter()?;
             netfilter.transaction("make the rule set of a network", steps)?;
             let pair = link::Pair {
@@ -529,6 +513,7 @@ impl Host {
 
     /// Without networks there is nothing to guard.
     fn forget_host(&self) -> Result<(), Error> {
+        namespace::unshare_directory(&self.files.slots());
         let mut socket = netlink::Socket::netfilter()?;
         let steps = vec![rules::HOST.add(), rules::HOST.delete()];
         Ok(socket.transaction("remove the host's rule set", steps)?)

@@ -117,6 +117,11 @@ pub fn share_directory(path: &Path) -> Result<(), Error> {
         .map_err(|errno| failed("mount", path, errno.into()))
 }
 
+/// Undoes [`share_directory`].
+pub fn unshare_directory(path: &Path) {
+    let _it_may_be_none = unmount(path, UnmountFlags::DETACH);
+}
+
 fn on_a_thread<T: Send, E: From<Error> + Send>(
     work: impl FnOnce() -> Result<T, E> + Send,
 ) -> Result<T, E> {

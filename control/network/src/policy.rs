@@ -212,7 +212,12 @@ impl Domain {
         (is_name && !is_address).then(|| Self { name: name.to_owned(), is_wildcard })
     }
 
+    /// A name in lower case, without the last dot. One with escapes may have a dot *within* a
+    /// label, and be below something else than it looks.
     fn covers(&self, name: &str) -> bool {
+        if name.contains('\\') {
+            return false;
+        }
         if !self.is_wildcard {
             return name == self.name;
         }

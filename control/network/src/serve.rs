@@ -30,7 +30,7 @@ use tokio::{
 use crate::{
     files::{self, Name, Owner},
     host::{self, Host},
-    resolver,
+    namespace, resolver,
 };
 
 /// Answers that are kept for all guests.
@@ -116,11 +116,13 @@ impl Server {
     /// one asks at once.
     fn attend_to_guests(&mut self) -> Result<(), Error> {
         let files = self.host.files();
-        let mut slots = files.ready()?;
-        slots.extend(files.records()?.into_values().map(|record| record.slot));
-        let inode = |slot| std::fs::metadata(files.slot(slot)).map(|data| data.ino()).ok();
-        let known: HashMap<u32, u64> =
-            slots.into_iter().filter_map(|slot| Some((slot, inode(slot)?))).collect();
+        let mut known = HashMap::new();
+        for slot in files.leased()? {
+            let path = files.slot(slot);
+            if let (true, Ok(data)) = (namespace::is_kept(&path), std::fs::metadata(&path)) {
+                known.insert(slot, data.ino());
+            }
+        }
         self.guests.retain(|slot, (inode, task)| {
             let stays = known.get(slot) == Some(inode) && !task.is_finished();
             if !stays {
@@ -142,8 +144,8 @@ impl Server {
                     });
                     self.guests.insert(slot, (inode, task));
                 }
-                // It may be going away.
-                Err(error) => tracing::warn!(slot, error = %chain(&error), "no names for a guest"),
+                // It is being made, and we are woken when it is; or it is going away.
+                Err(error) => tracing::debug!(slot, error = %chain(&error), "no names for a guest"),
             }
         }
         Ok(())
@@ -225,7 +227,7 @@ fn upstream(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
 fn watch(host: &Host) -> io::Result<AsyncWatch> {
     use inotify::{CreateFlags, WatchFlags};
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    let changes = WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
+    let changes = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
     for directory in [host.files().networks(), host.files().pool()] {
         inotify::add_watch(&fd, directory, changes)?;
     }

@@ -72,7 +72,12 @@ fn a_name_is_allowed_exactly_and_a_wildcard_below_itself() {
         assert!(policy.allows_name(name), "{name}");
     }
     let others = ["www.example.org", "badexample.org", "cdn.example.net", ".cdn.example.net"];
-    for name in others.into_iter().chain(["xcdn.example.net", "example.org.evil.test", ""]) {
+    for name in others.into_iter().chain([
+        "xcdn.example.net",
+        "example.org.evil.test",
+        "",
+        r"a\.cdn.example.net",
+    ]) {
         assert!(!policy.allows_name(name), "{name}");
     }
 }
