@@ -15,7 +15,12 @@ use hickory_proto::{
     op::{Message, Query, ResponseCode},
     rr::{Name as DnsName, RData, Record, RecordType, rdata::A},
 };
-use rotifer_network::{drops::Drops, files::Name, guest, link, namespace, netlink, policy::Policy};
+use rotifer_network::{
+    drops::{Destination, Drops},
+    files::Name,
+    guest, link, namespace, netlink,
+    policy::Policy,
+};
 use rotifer_tests::{
     DEADLINE,
     internet::{Guest, HOST, Internet},
@@ -75,7 +80,7 @@ fn a_guest_reaches_the_internet_and_neither_host_nor_neighbours_nor_private_rang
 
     let seen = drops(&internet, "two");
     for target in [HOST, end_of_two, address_of_one, PRIVATE, LINK_LOCAL, guest::METADATA] {
-        let is_it = |entry: &&_| (entry.address, entry.port) == (target, 80);
+        let is_it = |entry: &&Destination| (entry.address, entry.port) == (target, 80);
         let entry = seen.destinations.iter().find(is_it).unwrap_or_else(|| panic!("{seen:?}"));
         assert_eq!(entry.protocol, "tcp");
     }
@@ -87,6 +92,9 @@ fn a_guest_reaches_the_internet_and_neither_host_nor_neighbours_nor_private_rang
 fn a_guest_speaks_for_itself_and_in_ipv4_only() {
     let internet = Internet::new();
     let outside = Internet::serve(&internet.namespace, 80, greet);
+    let bind = || Ok::<_, namespace::Error>(UdpSocket::bind((WEB, 9)).unwrap());
+    let nobody = namespace::within(&internet.namespace, bind).unwrap();
+    nobody.set_nonblocking(true).unwrap();
     let guest = internet.guest("vm", INTERNET);
     let false_address = Ipv4Addr::new(9, 9, 9, 9);
     guest.within(|| {
@@ -101,7 +109,9 @@ fn a_guest_speaks_for_itself_and_in_ipv4_only() {
     guest.read(WEB, 80).unwrap();
     assert_eq!(outside.load(Ordering::SeqCst), 1);
     let seen = drops(&internet, "vm");
-    assert_eq!(seen.spoofed.packets, 1, "{seen:?}");
+    // Already the question where the router is has the false sender.
+    assert!(seen.spoofed.packets > 0, "{seen:?}");
+    assert_eq!(refused(nobody.recv(&mut [0; 64])), ErrorKind::WouldBlock);
     assert!(seen.not_ipv4.packets > 0, "{seen:?}");
 }
 
