@@ -49,7 +49,7 @@ fn refused(result: std::io::Result<impl Sized>) -> ErrorKind {
 }
 
 fn drops(internet: &Internet, name: &str) -> Drops {
-    internet.host.drops(&name.parse().unwrap()).expect("read what was refused")
+    internet.host.drops(&name.parse().expect("a name")).expect("read what was refused")
 }
 
 #[test]
@@ -159,12 +159,12 @@ fn a_change_of_policy_holds_at_once_and_for_open_connections() {
 
 /// Answers what is asked of 203.0.113.53.
 fn serve_names(internet: &Internet) {
-    let bind = || Ok::<_, namespace::Error>(UdpSocket::bind((DNS, 53)).unwrap());
-    let socket = namespace::within(&internet.namespace, bind).unwrap();
+    let bind = || Ok::<_, namespace::Error>(UdpSocket::bind((DNS, 53)).expect("listen"));
+    let socket = namespace::within(&internet.namespace, bind).expect("enter the internet");
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let question = Message::from_vec(&buffer[..length]).unwrap();
+            let question = Message::from_vec(&buffer[..length]).expect("a DNS message");
             let mut answer = question.clone().into_response();
             let query = question.queries[0].clone();
             let address = match query.name.to_ascii().to_ascii_lowercase().as_str() {
@@ -173,16 +173,16 @@ fn serve_names(internet: &Internet) {
                 _ => OTHER,
             };
             answer.add_answer(Record::from_rdata(query.name, 1, RData::A(A(address))));
-            socket.send_to(&answer.to_vec().unwrap(), from).unwrap();
+            socket.send_to(&answer.to_vec().expect("a DNS message"), from).expect("answer");
         }
     });
 }
 
 fn look_up(guest: &Guest, server: Ipv4Addr, name: &str) -> std::io::Result<Message> {
     let mut question = Message::query();
-    question.add_query(Query::query(DnsName::from_ascii(name).unwrap(), RecordType::A));
-    let answer = guest.ask(server, 53, &question.to_vec().unwrap())?;
-    Ok(Message::from_vec(&answer).unwrap())
+    question.add_query(Query::query(DnsName::from_ascii(name).expect("a DNS name"), RecordType::A));
+    let answer = guest.ask(server, 53, &question.to_vec().expect("a DNS message"))?;
+    Ok(Message::from_vec(&answer).expect("a DNS message"))
 }
 
 fn address_in(answer: &Message) -> Option<Ipv4Addr> {
@@ -254,13 +254,20 @@ fn await_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Everything that a network could leave behind on this host.
 fn traces(internet: &Internet) -> Vec<String> {
-    let mut socket = netlink::Socket::route().unwrap();
-    let mut all: Vec<String> =
-        link::list(&mut socket).unwrap().into_iter().map(|link| link.name).collect();
-    all.extend(link::addresses(&mut socket).unwrap().iter().map(ToString::to_string));
-    let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap();
+    let mut socket = netlink::Socket::route().expect("netlink");
+    let mut all: Vec<String> = link::list(&mut socket)
+        .expect("list the links")
+        .into_iter()
+        .map(|link| link.name)
+        .collect();
+    all.extend(
+        link::addresses(&mut socket).expect("list the addresses").iter().map(ToString::to_string),
+    );
+    let routes =
+        std::fs::read_to_string("/proc/thread-self/net/route").expect("read what the kernel lists");
     all.extend(routes.lines().map(str::to_owned));
-    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let mounts =
+        std::fs::read_to_string("/proc/thread-self/mountinfo").expect("read what the kernel lists");
     all.extend(
         mounts
             .lines()
@@ -268,8 +275,8 @@ fn traces(internet: &Internet) -> Vec<String> {
             .map(|line| line.split(' ').nth(4).unwrap_or_default().to_owned()),
     );
     for directory in ["slots", "networks", "pool"] {
-        for entry in std::fs::read_dir(internet.root().join(directory)).unwrap() {
-            all.push(entry.unwrap().path().display().to_string());
+        for entry in std::fs::read_dir(internet.root().join(directory)).expect("list a directory") {
+            all.push(entry.expect("list a directory").path().display().to_string());
         }
     }
     all.sort();

@@ -412,7 +412,7 @@ impl Host {
             let domain = pin.note.filter(|domain| verdicts.pins_name(domain))?;
             let octets: [u8; 4] = pin.key.as_slice().try_into().ok()?;
             let timeout_ms = pin.expires_ms.filter(|left| *left > 0)?;
-            verdicts.allows_answer(octets.into()).then(|| Element {
+            verdicts.allows_answer(octets.into()).then_some(Element {
                 key: pin.key,
                 ends_range: false,
                 timeout_ms: Some(timeout_ms),

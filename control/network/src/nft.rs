@@ -249,22 +249,22 @@ impl Rule {
     }
 
     /// Packets that came in through this interface; a prefix if it ends in `*`.
-    pub fn from_interface(self, name: &str) -> Self {
+    pub fn comes_through(self, name: &str) -> Self {
         self.meta(MetaKey::Iifname).equals(&interface(name))
     }
 
     /// Packets that go out through this interface; a prefix if it ends in `*`.
-    pub fn to_interface(self, name: &str) -> Self {
+    pub fn leaves_through(self, name: &str) -> Self {
         self.meta(MetaKey::Oifname).equals(&interface(name))
     }
 
     /// Packets that go out through any other interface.
-    pub fn not_to_interface(self, name: &str) -> Self {
+    pub fn leaves_not_through(self, name: &str) -> Self {
         self.meta(MetaKey::Oifname).differs(&interface(name))
     }
 
     /// IPv4, or everything but it.
-    pub fn is_ipv4(self, wanted: bool) -> Self {
+    pub fn ipv4(self, wanted: bool) -> Self {
         let family = [u8::from(NetfilterProtoFamily::IPv4)];
         let loaded = self.meta(MetaKey::Nfproto);
         if wanted { loaded.equals(&family) } else { loaded.differs(&family) }
@@ -303,7 +303,7 @@ impl Rule {
     }
 
     /// The connection's mark.
-    pub fn mark_is(self, mark: u32) -> Self {
+    pub fn marked(self, mark: u32) -> Self {
         self.connection(CT_MARK).equals(&mark.to_ne_bytes())
     }
 

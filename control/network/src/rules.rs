@@ -151,8 +151,8 @@ pub fn host(subnet: Ipv4Net, interfaces: &str) -> Vec<Step> {
         device: None,
     };
     let nat = BaseChain { kind: "nat", priority: 100, ..filter(InetHookNumber::PostRouting) };
-    let from_vm = || Rule::new().from_interface(interfaces);
-    let to_vm = || Rule::new().to_interface(interfaces);
+    let from_vm = || Rule::new().comes_through(interfaces);
+    let to_vm = || Rule::new().leaves_through(interfaces);
     let (address, mask) = (subnet.network().octets(), subnet.netmask().octets());
     let answers = ESTABLISHED | RELATED;
     let translated = DESTINATION_TRANSLATED;
@@ -164,21 +164,21 @@ pub fn host(subnet: Ipv4Net, interfaces: &str) -> Vec<Step> {
     for (chain, rule) in [
         ("refuse", Rule::new().protocol(TCP).reject_with_reset()),
         ("refuse", Rule::new().reject()),
-        ("forward", from_vm().is_ipv4(false).drop()),
+        ("forward", from_vm().ipv4(false).drop()),
         ("forward", from_vm().header_outside(Base::Network, SOURCE, address, mask).drop()),
-        ("forward", from_vm().to_interface(interfaces).goto("refuse")),
+        ("forward", from_vm().leaves_through(interfaces).goto("refuse")),
         // What the host publishes by translating addresses is the host's service.
         ("forward", from_vm().connection_has(CT_STATUS, translated).goto("refuse")),
         ("forward", to_vm().connection_has(CT_STATE, answers).accept()),
         ("forward", to_vm().drop()),
-        ("input", from_vm().is_ipv4(false).drop()),
+        ("input", from_vm().ipv4(false).drop()),
         ("input", from_vm().goto("refuse")),
         (
             "postrouting",
             Rule::new()
-                .is_ipv4(true)
+                .ipv4(true)
                 .header_within(Base::Network, SOURCE, address, mask)
-                .not_to_interface(interfaces)
+                .leaves_not_through(interfaces)
                 .masquerade(),
         ),
     ] {
@@ -224,7 +224,7 @@ fn tap() -> Vec<Step> {
 fn fixed_rules() -> Vec<Step> {
     let (tap, uplink) = (guest::TAP, guest::UPLINK);
     let rules = [
-        ("forward", Rule::new().is_ipv4(false).drop()),
+        ("forward", Rule::new().ipv4(false).drop()),
         (
             "forward",
             Rule::new()
@@ -232,8 +232,8 @@ fn fixed_rules() -> Vec<Step> {
                 .count(TOTALS, Reason::Invalid as u32)
                 .drop(),
         ),
-        ("forward", Rule::new().from_interface(tap).to_interface(uplink).goto("outbound")),
-        ("forward", Rule::new().from_interface(uplink).to_interface(tap).goto("inbound")),
+        ("forward", Rule::new().comes_through(tap).leaves_through(uplink).goto("outbound")),
+        ("forward", Rule::new().comes_through(uplink).leaves_through(tap).goto("inbound")),
         ("refuse", Rule::new().protocol(TCP).count_destination(REFUSED, true)),
         ("refuse", Rule::new().protocol(UDP).count_destination(REFUSED, true)),
         ("refuse", Rule::new().protocol(ICMP).count_destination(REFUSED, false)),
@@ -242,9 +242,9 @@ fn fixed_rules() -> Vec<Step> {
         ("refuse", Rule::new().reject()),
         // Only towards the guest: a process in this namespace reaches nothing from here. What it
         // could send in the guest's place has to come through the tap.
-        ("output", Rule::new().to_interface(tap).accept()),
-        ("output", Rule::new().to_interface("lo").accept()),
-        ("postrouting", Rule::new().to_interface(uplink).masquerade()),
+        ("output", Rule::new().leaves_through(tap).accept()),
+        ("output", Rule::new().leaves_through("lo").accept()),
+        ("postrouting", Rule::new().leaves_through(uplink).masquerade()),
     ];
     rules.into_iter().map(|(chain, rule)| NETWORK.add_rule(chain, rule)).collect()
 }
@@ -258,12 +258,12 @@ fn policy_rules(verdicts: &Verdicts, generation: u32) -> Vec<Step> {
     }
     let in_set = |offset, set| Rule::new().header_in_set(Base::Network, offset, 4, set);
     let answer = || Rule::new().connection_has(CT_STATE, ESTABLISHED | RELATED);
-    rules.push(("outbound", Rule::new().mark_is(generation).accept()));
+    rules.push(("outbound", Rule::new().marked(generation).accept()));
     for set in [ALLOWED, PINNED] {
         rules.push(("outbound", in_set(DESTINATION, set).set_mark(generation).accept()));
     }
     rules.push(("outbound", Rule::new().goto("refuse")));
-    rules.push(("inbound", answer().mark_is(generation).accept()));
+    rules.push(("inbound", answer().marked(generation).accept()));
     for set in [ALLOWED, PINNED] {
         let from = answer().header_in_set(Base::Network, SOURCE, 4, set);
         rules.push(("inbound", from.set_mark(generation).accept()));
@@ -282,7 +282,7 @@ fn policy_rules(verdicts: &Verdicts, generation: u32) -> Vec<Step> {
 /// What the guest may ask of this namespace itself: names, an echo, and its metadata.
 fn input_rules(verdicts: &Verdicts) -> Vec<(&'static str, Rule)> {
     let of_guest = |to: Ipv4Addr| {
-        Rule::new().from_interface(guest::TAP).header(Base::Network, DESTINATION, &to.octets())
+        Rule::new().comes_through(guest::TAP).header(Base::Network, DESTINATION, &to.octets())
     };
     let dns = |protocol| {
         of_guest(guest::GATEWAY).protocol(protocol).header(
@@ -293,8 +293,8 @@ fn input_rules(verdicts: &Verdicts) -> Vec<(&'static str, Rule)> {
     };
     let burst = 2 * u32::try_from(DNS_CONNECTIONS_PER_SECOND).unwrap_or(u32::MAX);
     let mut rules = vec![
-        Rule::new().from_interface("lo").accept(),
-        Rule::new().is_ipv4(false).drop(),
+        Rule::new().comes_through("lo").accept(),
+        Rule::new().ipv4(false).drop(),
         dns(UDP).accept(),
         dns(TCP).connection_has(CT_STATE, ESTABLISHED).accept(),
         dns(TCP)
@@ -307,7 +307,7 @@ fn input_rules(verdicts: &Verdicts) -> Vec<(&'static str, Rule)> {
         let http = of_guest(guest::METADATA).protocol(TCP);
         rules.push(http.header(Base::Transport, PORT, &80u16.to_be_bytes()).accept());
     }
-    rules.push(Rule::new().from_interface(guest::TAP).goto("refuse"));
+    rules.push(Rule::new().comes_through(guest::TAP).goto("refuse"));
     rules.into_iter().map(|rule| ("input", rule)).collect()
 }
 
