@@ -10,7 +10,7 @@ use crate::cli::Arguments;
 use crate::host::Host;
 use crate::probe::mapping;
 use crate::record::{Recorder, Side};
-use crate::{block, boot, clone, fault, fork, idle, memory, resume, suspend, vsock};
+use crate::{block, boot, clone, fault, fork, idle, memory, net, resume, suspend, vsock};
 
 /// A benchmark.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Benchmark {
     pub run: fn(&Setup) -> Result<Recorder>,
 }
 
-const BENCHMARKS: [Benchmark; 10] = [
+const BENCHMARKS: [Benchmark; 11] = [
     Benchmark {
         name: "boot",
         about: "process start to the agent's answer, with what happens in between",
@@ -43,6 +43,11 @@ const BENCHMARKS: [Benchmark; 10] = [
         name: "vsock",
         about: "throughput in both directions and round trips between guest and host",
         run: vsock::run,
+    },
+    Benchmark {
+        name: "net",
+        about: "TCP in both directions, round trips and connections between guest and host",
+        run: net::run,
     },
     Benchmark {
         name: "resume",

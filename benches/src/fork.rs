@@ -29,7 +29,7 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
             return Ok(());
         }
         let parent = Snapshot::of(setup, &subject.program, SHAPE)?;
-        let wanted = Wanted { working_sets: false, firsts: false };
+        let wanted = Wanted { working_sets: false, firsts: false, handlers: false };
         with_each(setup, subject, wanted, ("fork", recorder), |options| {
             let mut figures = Figures::default();
             for changed_mib in CHANGED_MIB {

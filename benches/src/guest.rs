@@ -3,7 +3,7 @@
 
 mod block;
 mod probe;
-mod vsock;
+mod stream;
 
 use std::env;
 use std::fs::File;
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use block::{BlockLoad, Operation, Order};
 pub use probe::{MARK, PAGE_BYTES, PROBE_PORT, ProbeLoad, Touch, Touched};
-pub use vsock::{Direction, PIECE_BYTES, VsockLoad};
+pub use stream::{Direction, PIECE_BYTES, StreamLoad};
 
 /// Where the program is in the guest: the initramfs is writable.
 const PROGRAM: &str = "/rotifer-benches";
@@ -34,7 +34,7 @@ pub enum Load {
     /// Read or write a disk
     Block(BlockLoad),
     /// Send to the host or receive from it
-    Vsock(VsockLoad),
+    Stream(StreamLoad),
     /// Be the only process of a guest, and touch memory when the host says so
     Probe(ProbeLoad),
 }
@@ -83,9 +83,9 @@ pub fn run(load: &Load) -> Result<()> {
     let result = match load {
         Load::Probe(load) => return load.run(),
         Load::Block(load) => serde_json::to_string(&load.run()?),
-        Load::Vsock(load) => match load.run()? {
-            vsock::Outcome::Transfer(transfer) => serde_json::to_string(&transfer),
-            vsock::Outcome::Latencies(latencies) => serde_json::to_string(&latencies),
+        Load::Stream(load) => match load.run()? {
+            stream::Outcome::Transfer(transfer) => serde_json::to_string(&transfer),
+            stream::Outcome::Latencies(latencies) => serde_json::to_string(&latencies),
         },
     };
     println!("{}", result.context("cannot encode the result")?);

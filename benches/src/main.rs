@@ -18,6 +18,7 @@ mod guest;
 mod host;
 mod idle;
 mod memory;
+mod net;
 mod plot;
 mod probe;
 mod process;

@@ -25,6 +25,8 @@ use crate::bench::Setup;
 pub const DEADLINE: Duration = Duration::from_secs(600);
 /// The guest's context id.
 const GUEST_CID: u32 = 3;
+/// The guest's Ethernet address.
+const GUEST_MAC: &str = "06:00:0a:4d:01:02";
 /// What a VMM's messages are called, in its directory.
 pub const LOG: &str = "log";
 /// How much of a log a failure shows.
@@ -39,13 +41,15 @@ pub struct Machine {
     pub boot_args: String,
     /// /dev/vda, /dev/vdb, ...
     pub drives: Vec<Drive>,
+    /// eth0 on this tap of the host
+    pub tap: Option<&'static str>,
 }
 
 impl Machine {
     /// One vCPU, 128 MiB, a quiet serial console, no disk: as small as machines get here.
     pub fn small() -> Self {
         let boot_args = "quiet console=ttyS0 reboot=k panic=-1".into();
-        Self { memory_mib: 128, boot_args, drives: Vec::new() }
+        Self { memory_mib: 128, boot_args, drives: Vec::new(), tap: None }
     }
 
     /// The same with one more disk.
@@ -57,6 +61,12 @@ impl Machine {
     /// The same with one more disk, through io_uring.
     pub fn async_drive(mut self, path: &Path) -> Self {
         self.drives.push(Drive { path: path.into(), read_only: false, io_engine: "Async" });
+        self
+    }
+
+    /// The same with eth0 on this tap of the host.
+    pub fn tap(mut self, name: &'static str) -> Self {
+        self.tap = Some(name);
         self
     }
 
@@ -82,7 +92,7 @@ impl Machine {
                 "io_engine": drive.io_engine,
             })
         };
-        json!({
+        let mut config = json!({
             "boot-source": {
                 "kernel_image_path": kernel,
                 "initrd_path": initramfs,
@@ -91,7 +101,13 @@ impl Machine {
             "drives": self.drives.iter().enumerate().map(drive).collect::<Vec<_>>(),
             "machine-config": { "vcpu_count": 1, "mem_size_mib": self.memory_mib },
             "vsock": { "guest_cid": GUEST_CID, "uds_path": vsock },
-        })
+        });
+        if let Some(tap) = self.tap {
+            let interface =
+                json!({ "iface_id": "eth0", "guest_mac": GUEST_MAC, "host_dev_name": tap });
+            config["network-interfaces"] = json!([interface]);
+        }
+        config
     }
 }
 

@@ -11,7 +11,7 @@ use rotifer_agent::client::AgentClient;
 use serde::de::DeserializeOwned;
 
 use crate::bench::{Rounds, Setup, Subject};
-use crate::guest::{self, Direction, Latencies, PIECE_BYTES, Transfer, VsockLoad};
+use crate::guest::{self, Direction, Latencies, PIECE_BYTES, StreamLoad, Transfer};
 use crate::record::{Metric, Recorder};
 use crate::vm::{Machine, Vm};
 
@@ -42,7 +42,12 @@ fn round(setup: &Setup, subject: &Subject, recorder: &mut Recorder) -> Result<()
     let agent = vm.agent();
     guest::install(&agent).map_err(|error| vm.process().explain(format!("{error:#}")))?;
     let divisor = if setup.quick { QUICK_DIVISOR } else { 1 };
-    let load = |direction, port, count| VsockLoad { direction, port, count: count / divisor };
+    let load = |direction, port, count| StreamLoad {
+        direction,
+        port,
+        count: count / divisor,
+        address: None,
+    };
 
     let to_host = load(Direction::ToHost, PORT_FIRST, PIECES);
     let transfer: Transfer = with_host(&vm, &agent, &to_host)?;
@@ -61,7 +66,7 @@ fn round(setup: &Setup, subject: &Subject, recorder: &mut Recorder) -> Result<()
 }
 
 /// Runs a load in the guest with its other end here.
-fn with_host<T: DeserializeOwned>(vm: &Vm, agent: &AgentClient, load: &VsockLoad) -> Result<T> {
+fn with_host<T: DeserializeOwned>(vm: &Vm, agent: &AgentClient, load: &StreamLoad) -> Result<T> {
     let (listener, path) = vm.listen(load.port)?;
     std::thread::scope(|scope| {
         let server = scope.spawn(|| serve(load, vm.process().accept(&listener)?));
@@ -78,8 +83,11 @@ fn with_host<T: DeserializeOwned>(vm: &Vm, agent: &AgentClient, load: &VsockLoad
     })
 }
 
-/// The host's end; see [`VsockLoad`] for the guest's.
-fn serve(load: &VsockLoad, mut stream: UnixStream) -> Result<()> {
+/// The host's end of one connection; see [`StreamLoad`] for the guest's.
+///
+/// # Errors
+/// It breaks.
+pub fn serve(load: &StreamLoad, mut stream: impl Read + Write) -> Result<()> {
     match load.direction {
         Direction::ToHost => {
             let received = receive(&mut stream)?;
@@ -95,8 +103,9 @@ fn serve(load: &VsockLoad, mut stream: UnixStream) -> Result<()> {
                 stream.write_all(&piece)?;
             }
         }
-        Direction::RoundTrip => {
-            for _ in 0..load.count {
+        Direction::RoundTrip | Direction::Connect => {
+            let count = if load.direction == Direction::Connect { 1 } else { load.count };
+            for _ in 0..count {
                 let mut byte = [0];
                 stream.read_exact(&mut byte)?;
                 stream.write_all(&byte)?;
@@ -106,7 +115,7 @@ fn serve(load: &VsockLoad, mut stream: UnixStream) -> Result<()> {
     Ok(())
 }
 
-fn receive(stream: &mut UnixStream) -> Result<u64> {
+fn receive(stream: &mut impl Read) -> Result<u64> {
     let mut piece = vec![0; PIECE_BYTES];
     let mut received = 0;
     loop {
@@ -123,8 +132,8 @@ fn receive(stream: &mut UnixStream) -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn load(direction: Direction, count: u64) -> VsockLoad {
-        VsockLoad { direction, port: PORT_FIRST, count }
+    fn load(direction: Direction, count: u64) -> StreamLoad {
+        StreamLoad { direction, port: PORT_FIRST, count, address: None }
     }
 
     #[test]

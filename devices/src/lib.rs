@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 pub mod io;
+pub mod rate_limiter;
 pub mod rtc;
 pub mod serial;
 pub mod virtio;

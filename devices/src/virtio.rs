@@ -7,7 +7,7 @@
 //!                       │ status, features, rings, interrupt
 //!                       │ lends QueueIo for the length of one call
 //!                       ▼
-//!                       dyn VirtioDevice (block, rng, vsock)
+//!                       dyn VirtioDevice (block, net, rng, vsock)
 //! ```
 //! The transport owns the queues. A device asks for chains and gives them back; it never sees a
 //! ring, a status register or an interrupt, so these are right, and saved, once for all devices.
@@ -17,6 +17,7 @@
 pub mod block;
 mod chain;
 mod iovec;
+pub mod net;
 mod queue_io;
 mod registers;
 pub mod rng;
@@ -35,6 +36,7 @@ use vmm_sys_util::epoll::EventSet;
 
 pub use chain::{Chain, MAX_CHAIN_SEGMENTS, OutsideMemory, Segment};
 pub use iovec::{DetachedIoVec, GuestIoVec};
+use iovec::{HeadedIoVec, Room, RoomIoVec};
 pub use queue_io::QueueIo;
 pub use transport::{
     MMIO_REGION_BYTES, QUEUE_NOTIFY_OFFSET, Transport, TransportError, TransportState,
@@ -59,7 +61,7 @@ pub struct Source {
     pub token: u32,
     /// The descriptor.
     pub fd: RawFd,
-    /// What to wait for, level-triggered.
+    /// What to wait for: level-triggered, unless it says otherwise.
     pub events: EventSet,
 }
 

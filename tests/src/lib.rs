@@ -12,6 +12,7 @@ mod console;
 pub mod internet;
 mod load;
 mod pager;
+mod tap;
 #[cfg(target_arch = "aarch64")]
 mod tracer;
 mod vm;
@@ -20,6 +21,7 @@ pub use artifacts::Artifacts;
 pub use console::Console;
 pub use load::{LOAD_DISK_BYTES, LoadedGuest, Look, ask_load, copy_snapshot, start_load};
 pub use pager::Pager;
+pub use tap::{Tap, Traffic};
 #[cfg(target_arch = "aarch64")]
 pub use tracer::{Met, Trouble, trace};
 pub use vm::{Drive, ExitCode, Vm, VmBuilder, api_request, empty_disk, memory_kib};

@@ -282,13 +282,28 @@ impl Vm {
         config: &Value,
         arguments: &[&OsStr],
     ) -> Self {
+        let config_file = directory.path().join("vm.json");
+        fs::write(&config_file, config.to_string()).expect("write the configuration");
+        let config = [OsStr::new("--config-file"), config_file.as_os_str()];
+        Self::spawn(artifacts, directory, &[&config[..], arguments].concat())
+    }
+
+    /// Starts a VMM without a machine, and has it load a snapshot as this body says.
+    ///
+    /// # Panics
+    /// If the host or the VMM refuses.
+    pub fn load(artifacts: &Artifacts, directory: TempDir, body: &Value) -> Self {
+        let vm = Self::spawn(artifacts, directory, &[]);
+        vm.messages.wait_for("the API listens");
+        let (status, text) = vm.api("PUT", "/snapshot/load", Some(body));
+        assert_eq!(status, 204, "{text}\n{}", vm.report());
+        vm
+    }
+
+    fn spawn(artifacts: &Artifacts, directory: TempDir, arguments: &[&OsStr]) -> Self {
         let path = directory.path();
         let listener = UnixListener::bind(path.join(format!("v.sock_{AGENT_PORT}")));
-        let config_file = path.join("vm.json");
-        fs::write(&config_file, config.to_string()).expect("write the configuration");
         let mut child = Command::new(&artifacts.vmm)
-            .arg("--config-file")
-            .arg(&config_file)
             .arg("--api-sock")
             .arg(path.join("api.sock"))
             .args(arguments)

@@ -19,6 +19,7 @@ mod document;
 mod drive;
 mod error;
 mod file;
+mod network;
 mod plan;
 mod section;
 
@@ -28,12 +29,14 @@ use std::path::Path;
 pub use decode::decode;
 pub use document::{
     BootSource, CacheType, Config, Drive, DrivePatch, Entropy, HugePages, IoEngine, LogLevel,
-    Logger, MachineConfig, MachineConfigPatch, RateLimiter, Serial, TokenBucket, Unsupported,
-    Vsock,
+    Logger, MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch,
+    RateLimiter, Serial, TokenBucket, Unsupported, Vsock,
 };
 pub(crate) use drive::check_drives;
 pub use error::Error;
 pub(crate) use file::{Occupant, occupant};
+pub use network::Network;
+pub(crate) use network::check_interfaces;
 pub(crate) use plan::why_unsupported;
 pub use plan::{Boot, Console, Disk, Plan, VsockPlan};
 pub use rotifer_snapshot::report;

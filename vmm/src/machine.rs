@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use rotifer_devices::GuestMemory;
 use rotifer_devices::io::{IoThread, IoThreadError, Parked};
+use rotifer_devices::virtio::net::Limits;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::gic::Gic;
@@ -114,10 +115,10 @@ impl Machine {
     /// # Errors
     /// See [`MachineError`]; nothing of the machine is left then.
     pub fn boot(plan: Plan, wake: &EventFd) -> Result<Self, MachineError> {
-        let Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, console } = plan;
+        let Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, networks, console } = plan;
         let boot = Boot::prepare(boot, ram_bytes)?;
         let layers = DiskLayers::new();
-        let devices = Wanted { console, disks, layers, vsock, entropy };
+        let devices = Wanted { console, disks, layers, vsock, entropy, networks };
         let assembled = Assembled::new(Hardware { vcpu_count, ram_bytes, devices }, wake)?;
         load::load(boot, &assembled, ram_bytes)?;
         tracing::debug!("timeline: kernel and device tree are in RAM");
@@ -179,6 +180,11 @@ impl Machine {
     /// Whether a [`Paused`] has left it paused.
     pub fn is_paused(&self) -> bool {
         self.parked.is_some()
+    }
+
+    /// Changes the rate limits of the network device `id`.
+    pub fn limit_network(&self, id: &str, limits: Limits) {
+        self.table.limit_network(id, limits);
     }
 
     /// What the machine has come to, if it has ended.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use rotifer_devices::GuestMemory;
+use rotifer_devices::virtio::net::Limits;
 use rotifer_snapshot::pager::{Pager, PagerError};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -278,7 +279,7 @@ fn copy(
 }
 
 /// What a snapshot is taken of.
-fn still<'a>(paused: &'a Paused<'_>) -> Result<Still<'a>, ControlError> {
+fn still<'a>(paused: &'a Paused) -> Result<Still<'a>, ControlError> {
     let state = paused.save().map_err(ControlError::Save)?;
     Ok(Still { memory: paused.memory(), state, overlays: paused.overlays() })
 }
@@ -362,6 +363,12 @@ impl MachineControl for Keeper {
         };
         paused.stay();
         Ok(recorded?)
+    }
+
+    fn limit_network(&mut self, iface_id: &str, limits: Limits) {
+        if let Some(machine) = &self.machine {
+            machine.limit_network(iface_id, limits);
+        }
     }
 
     fn restore(

@@ -15,6 +15,7 @@ use rotifer_devices::rtc::Rtc;
 use rotifer_devices::serial::Serial;
 use rotifer_devices::virtio::block::overlay::{Layer, OverlayError, OverlayFile};
 use rotifer_devices::virtio::block::{self, Block, BlockError, Cache};
+use rotifer_devices::virtio::net::{LimitSender, Limits, Net, NetError};
 use rotifer_devices::virtio::rng::Rng;
 use rotifer_devices::virtio::vsock::{Vsock, VsockError};
 use rotifer_devices::virtio::{Kind, Transport, TransportError, VirtioDevice};
@@ -24,7 +25,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::arch::aarch64::fdt::{Node, NodeKind};
 use crate::arch::aarch64::layout;
 use crate::bus::Bus;
-use crate::config::{CacheType, Console, Disk, VsockPlan};
+use crate::config::{CacheType, Console, Disk, Network, VsockPlan};
 use crate::console::{self, ConsoleError};
 use crate::machine_state::shape::{DeviceKind, DeviceShape};
 use crate::panic_notifier::PanicNotifier;
@@ -43,6 +44,8 @@ pub struct Wanted {
     pub vsock: Option<VsockPlan>,
     /// Whether there is a random number device.
     pub entropy: bool,
+    /// The network devices.
+    pub networks: Vec<Network>,
 }
 
 /// What a snapshot has of disks, by the names of their devices ([`DeviceShape::section_name`]).
@@ -80,6 +83,9 @@ pub enum TableError {
     /// The socket device cannot listen.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A network device cannot be made.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The host has no descriptor left.
     #[error("make device {name}")]
     Device {
@@ -136,6 +142,15 @@ pub struct Table {
     pub panic_notifier: Arc<PanicNotifier>,
     /// Of those disks that have one.
     pub overlays: Vec<DiskOverlay>,
+    /// How to change the limits of network devices.
+    limits: Vec<NetworkLimits>,
+}
+
+/// A network device whose limits can be changed.
+struct NetworkLimits {
+    id: String,
+    sender: LimitSender,
+    transport: Arc<Transport>,
 }
 
 impl Table {
@@ -171,8 +186,14 @@ impl Table {
         if let Some(VsockPlan { guest_cid, uds_path }) = wanted.vsock {
             maker.virtio("vsock".into(), Box::new(Vsock::new(guest_cid.into(), &uds_path)?))?;
         }
+        let mut limits = Vec::with_capacity(wanted.networks.len());
+        for Network { id, tap, options } in wanted.networks {
+            let (net, sender) = Net::new(tap, &options)?;
+            let transport = maker.virtio(id.clone(), Box::new(net))?;
+            limits.push(NetworkLimits { id, sender, transport });
+        }
         let Maker { entries, overlays, .. } = maker;
-        Ok(Self { entries, console: output, panic_notifier, overlays })
+        Ok(Self { entries, console: output, panic_notifier, overlays, limits })
     }
 
     /// Lets the overlays of a restored machine take the place of what is in their files. The last
@@ -182,6 +203,16 @@ impl Table {
     /// [`OverlayError`] names the file.
     pub fn begin_overlays(&self) -> Result<(), OverlayError> {
         self.overlays.iter().try_for_each(|overlay| overlay.file.begin())
+    }
+
+    /// Changes the limits of the network device `id`, if there is one, as soon as the io thread
+    /// runs.
+    pub fn limit_network(&self, id: &str, limits: Limits) {
+        if let Some(network) = self.limits.iter().find(|network| network.id == id) {
+            // The device has the other end for as long as the transport has the device.
+            let _ = network.sender.send(limits);
+            network.transport.kick();
+        }
     }
 
     /// What the device tree tells of them.
@@ -329,10 +360,15 @@ impl Maker<'_> {
         if let Some(file) = block.overlay_file().map_err(BlockError::from)? {
             self.overlays.push(DiskOverlay { drive: drive.clone(), device, file });
         }
-        self.add_virtio(drive, window, Box::new(block))
+        self.add_virtio(drive, window, Box::new(block))?;
+        Ok(())
     }
 
-    fn virtio(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), TableError> {
+    fn virtio(
+        &mut self,
+        name: String,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Arc<Transport>, TableError> {
         let window = self.slots.virtio_window(&name)?;
         self.add_virtio(name, window, device)
     }
@@ -342,10 +378,12 @@ impl Maker<'_> {
         name: String,
         window: Window,
         device: Box<dyn VirtioDevice>,
-    ) -> Result<(), TableError> {
+    ) -> Result<Arc<Transport>, TableError> {
         let transport = Transport::new(device, self.memory.clone())
             .map_err(|source| TableError::Transport { name: name.clone(), source })?;
-        self.add(name, window, Part::Virtio(Arc::new(transport)))
+        let transport = Arc::new(transport);
+        self.add(name, window, Part::Virtio(transport.clone()))?;
+        Ok(transport)
     }
 
     fn add(&mut self, name: String, window: Window, part: Part) -> Result<(), TableError> {

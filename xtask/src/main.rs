@@ -11,6 +11,7 @@ mod host;
 mod image;
 mod native;
 mod paths;
+mod python;
 mod runner;
 mod step;
 mod test;

@@ -21,6 +21,7 @@ fn specimens() -> Vec<Box<dyn Specimen>> {
         Box::new(specimens::Block { engine: Engine::Async, overlaid: false }),
         Box::new(specimens::Block { engine: Engine::Sync, overlaid: true }),
         Box::new(specimens::Rng),
+        Box::new(specimens::Net::default()),
         Box::new(specimens::Vsock),
     ]
 }

@@ -48,7 +48,7 @@ fn fill(chain: &Chain, io: &QueueIo<'_>) -> usize {
     done
 }
 
-fn random(bytes: &mut [u8]) -> std::io::Result<()> {
+pub(super) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     // SAFETY: the pointer and length are those of a slice that is borrowed for the call. Without
     // flags and for at most 256 bytes the call fills all of them, once the host's kernel has
     // entropy (it waits for that), or fails.

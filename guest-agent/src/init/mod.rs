@@ -5,6 +5,7 @@
 
 mod mounts;
 mod power;
+mod resolver;
 mod root;
 mod system;
 

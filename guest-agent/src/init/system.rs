@@ -1,6 +1,6 @@
 //! The rest of what PID 1 owes its guest: streams, host name, loopback, limits, control groups.
 
-use super::InitError;
+use super::{InitError, resolver};
 use crate::console::kernel_log;
 use crate::process::spawn::{CgroupFiles, open_without_control};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -64,6 +64,7 @@ pub(super) fn settle(hostname: Option<&str>) {
     };
     tell("set the host name", set_hostname(hostname));
     tell("bring up the loopback interface", bring_up_loopback());
+    tell("set the name servers", resolver::set_name_servers());
     tell("protect the agent", fs::write("/proc/self/oom_score_adj", OOM_SCORE_NEVER));
     tell("raise the limit of open files", raise_open_files());
     for (path, value) in SETTINGS {

@@ -11,12 +11,15 @@
 
 use std::path::Path;
 
+use rotifer_devices::virtio::net::Limits;
 use serde::Serialize;
 
 use super::load::Load;
 use super::request::{Request, SnapshotCreate, SnapshotLoad, WorkingSet};
 use super::response::Response;
-use crate::config::{self, Config, Drive, Logger, Plan, report};
+use crate::config::{
+    self, Config, Drive, Logger, NetworkInterface, NetworkInterfacePatch, Plan, report,
+};
 use crate::logger;
 use crate::machine_state::{Hardware, Then};
 use crate::snapshots::ForkDescription;
@@ -57,6 +60,9 @@ pub trait MachineControl {
     /// Holds a fork no longer.
     fn end_fork(&mut self, id: &str) -> Result<(), Self::Error>;
 
+    /// Changes the rate limits of a network interface that is in the configuration.
+    fn limit_network(&mut self, iface_id: &str, limits: Limits);
+
     /// Opens a snapshot and takes the machine up again in `hardware`. Called as [`Self::boot`] is.
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Self::Error>;
 }
@@ -85,6 +91,8 @@ pub enum Fault<E: std::error::Error + 'static> {
     Logger(#[from] logger::Error),
     #[error("{request} is not supported: {reason}")]
     Unsupported { request: &'static str, reason: &'static str },
+    #[error("there is no network interface {iface_id:?}")]
+    NoInterface { iface_id: String },
     #[error(transparent)]
     Load(#[from] super::load::LoadError),
     #[error("{request} failed")]
@@ -104,7 +112,7 @@ fn moment(state: State) -> &'static str {
 pub struct Controller<M> {
     machine: M,
     id: String,
-    config: Config,
+    pub(super) config: Config,
     state: State,
 }
 
@@ -205,6 +213,7 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
             Request::Forks => return Ok(Response::json(&self.machine.forks())),
             Request::EndFork(id) => self.machine.end_fork(&id).map_err(failed)?,
             Request::LoadSnapshot(load) => self.load(load)?,
+            Request::PatchNetworkInterface(patch) => self.patch_interface(&patch)?,
             // Paused twice or resumed twice: already so, as with Firecracker.
             Request::Pause | Request::Resume => {}
             request => self.configure(request)?,
@@ -254,6 +263,10 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
                 config.boot_source = Some(section);
             }
             Request::SetDrive(drive) => config.drives = with_drive(&config.drives, drive)?,
+            Request::SetNetworkInterface(interface) => {
+                let interfaces = with_interface(&config.network_interfaces, interface)?;
+                config.network_interfaces = interfaces;
+            }
             Request::SetVsock(section) => {
                 section.check()?;
                 config.vsock = Some(section);
@@ -278,6 +291,20 @@ impl<M: MachineControl<Error: 'static>> Controller<M> {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Changes the limits of an interface, in the machine and in what is said of it.
+    fn patch_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault<M::Error>> {
+        let iface_id = &patch.iface_id;
+        let interfaces = &mut self.config.network_interfaces;
+        let interface = interfaces.iter_mut().find(|interface| interface.iface_id == *iface_id);
+        let Some(interface) = interface else {
+            return Err(Fault::NoInterface { iface_id: iface_id.clone() });
+        };
+        let (patched, limits) = interface.patched(patch)?;
+        *interface = patched;
+        self.machine.limit_network(iface_id, limits);
         Ok(())
     }
 
@@ -315,6 +342,19 @@ fn with_drive(drives: &[Drive], drive: Drive) -> Result<Vec<Drive>, config::Erro
     Ok(drives)
 }
 
+/// The same with network interfaces.
+fn with_interface(
+    interfaces: &[NetworkInterface],
+    interface: NetworkInterface,
+) -> Result<Vec<NetworkInterface>, config::Error> {
+    let mut interfaces = interfaces.to_vec();
+    let same = interfaces.iter().position(|other| other.iface_id == interface.iface_id);
+    let index = same.unwrap_or(interfaces.len());
+    interfaces.splice(index..(index + 1).min(interfaces.len()), [interface]);
+    config::check_interfaces(&interfaces, index)?;
+    Ok(interfaces)
+}
+
 /// What is absent in the new settings stays as it was.
 fn merged(old: Option<Logger>, new: Logger) -> Logger {
     let old = old.unwrap_or_default();
@@ -340,6 +380,7 @@ fn permitted(request: &Request) -> &'static [State] {
         | Request::PatchMachineConfig(_)
         | Request::SetBootSource(_)
         | Request::SetDrive(_)
+        | Request::SetNetworkInterface(_)
         | Request::SetVsock(_)
         | Request::SetEntropy(_)
         | Request::SetSerial(_)
@@ -347,6 +388,7 @@ fn permitted(request: &Request) -> &'static [State] {
         | Request::Start
         | Request::LoadSnapshot(_) => &[NotStarted],
         Request::PatchDrive(_)
+        | Request::PatchNetworkInterface(_)
         | Request::FlushMetrics
         | Request::SendCtrlAltDel
         | Request::Pause

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::request::{MemoryBackend, SnapshotLoad};
+use super::request::{MemoryBackend, NetworkOverride, SnapshotLoad};
 use crate::config::Config;
 use crate::snapshots::{HostFile, HostFileError};
 
@@ -47,8 +47,11 @@ pub enum LoadError {
          is not seen to be touched"
     )]
     EagerRecording,
-    #[error("network_overrides is not supported: there is no network device yet")]
-    Network,
+    #[error(
+        "network_overrides names the interface {given:?}, which the machine does not have; it has \
+         {here:?}"
+    )]
+    NoInterface { given: String, here: Vec<String> },
     #[error(
         "clock_realtime is not supported: the guest's counter goes on from where it was, and its \
          agent sets the wall clock after every restore; leave the key out"
@@ -72,9 +75,6 @@ impl Load {
     /// # Errors
     /// See [`LoadError`].
     pub fn of(request: SnapshotLoad, config: &Config) -> Result<(Self, Config), LoadError> {
-        if !request.network_overrides.is_empty() {
-            return Err(LoadError::Network);
-        }
         if request.clock_realtime {
             return Err(LoadError::Clock);
         }
@@ -113,6 +113,9 @@ impl Load {
         if let Some(new) = request.vsock_override {
             config.vsock.as_mut().ok_or(LoadError::NoVsock)?.uds_path = new.uds_path;
         }
+        for NetworkOverride { iface_id, host_dev_name } in request.network_overrides {
+            override_tap(&mut config, iface_id, host_dev_name)?;
+        }
         let host = host.unwrap_or_default();
         let snapshot_path = request.snapshot_path;
         let load = Self {
@@ -124,5 +127,19 @@ impl Load {
             host,
         };
         Ok((load, config))
+    }
+}
+
+fn override_tap(config: &mut Config, given: String, tap: String) -> Result<(), LoadError> {
+    let interfaces = &mut config.network_interfaces;
+    match interfaces.iter_mut().find(|interface| interface.iface_id == given) {
+        Some(interface) => {
+            interface.host_dev_name = tap;
+            Ok(())
+        }
+        None => {
+            let here = interfaces.iter().map(|interface| interface.iface_id.clone()).collect();
+            Err(LoadError::NoInterface { given, here })
+        }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::config::{
-    BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch, Serial,
-    Vsock,
+    BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
+    NetworkInterface, NetworkInterfacePatch, Serial, Vsock,
 };
 
 /// A request, its body read but not yet checked against the machine.
@@ -30,6 +30,10 @@ pub enum Request {
     SetDrive(Drive),
     /// `PATCH /drives/{id}`
     PatchDrive(DrivePatch),
+    /// `PUT /network-interfaces/{id}`
+    SetNetworkInterface(NetworkInterface),
+    /// `PATCH /network-interfaces/{id}`
+    PatchNetworkInterface(NetworkInterfacePatch),
     /// `PUT /vsock`
     SetVsock(Vsock),
     /// `PUT /entropy`
@@ -77,6 +81,8 @@ impl Request {
             Request::SetBootSource(_) => "PUT /boot-source",
             Request::SetDrive(_) => "PUT /drives",
             Request::PatchDrive(_) => "PATCH /drives",
+            Request::SetNetworkInterface(_) => "PUT /network-interfaces",
+            Request::PatchNetworkInterface(_) => "PATCH /network-interfaces",
             Request::SetVsock(_) => "PUT /vsock",
             Request::SetEntropy(_) => "PUT /entropy",
             Request::SetSerial(_) => "PUT /serial",

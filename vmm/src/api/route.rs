@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::http::Method;
 use super::request::Request;
-use crate::config::{self, Drive, DrivePatch};
+use crate::config::{self, Drive, DrivePatch, NetworkInterface, NetworkInterfacePatch};
 
 /// Why a message is no request.
 #[derive(Debug, thiserror::Error)]
@@ -17,10 +17,10 @@ pub enum RouteError {
     BodyMissing { method: &'static str, path: String },
     #[error("{method} {path} has no body")]
     BodyUnexpected { method: &'static str, path: String },
-    #[error("{method} /drives needs the drive's id: /drives/ID")]
-    IdMissing { method: &'static str },
-    #[error("the path names the drive {in_path:?} and the body the drive {in_body:?}")]
-    IdsDiffer { in_path: String, in_body: String },
+    #[error("{method} /{section} needs an id: /{section}/ID")]
+    IdMissing { method: &'static str, section: &'static str },
+    #[error("the path names {section}/{in_path:?} and the body {section}/{in_body:?}")]
+    IdsDiffer { section: &'static str, in_path: String, in_body: String },
     #[error("the body is refused")]
     Body(#[source] config::Error),
 }
@@ -100,13 +100,20 @@ fn put(tokens: &[&str], body: &[u8]) -> Result<Found, RouteError> {
         }
         ["fork"] => Ok(Request::Fork),
         ["snapshot", "load"] => read(body, "snapshot/load", Request::LoadSnapshot),
-        ["drives"] => return Err(RouteError::IdMissing { method: Method::Put.name() }),
-        ["drives", id] => return drive(id, body, |d: &Drive| &d.drive_id, Request::SetDrive),
+        ["drives"] => return Err(id_missing(Method::Put, DRIVES)),
+        ["drives", id] => {
+            return named(DRIVES, id, body, |d: &Drive| &d.drive_id, Request::SetDrive);
+        }
         ["balloon"] => Ok(Request::Unsupported("balloon")),
         ["cpu-config"] => Ok(Request::Unsupported("cpu-config")),
         ["metrics"] => Ok(Request::Unsupported("metrics")),
         ["mmds"] | ["mmds", "config"] => Ok(Request::Unsupported("mmds-config")),
-        ["network-interfaces", _] => Ok(Request::Unsupported("network-interfaces")),
+        ["network-interfaces"] => return Err(id_missing(Method::Put, INTERFACES)),
+        ["network-interfaces", id] => {
+            type Body = NetworkInterface;
+            let request = Request::SetNetworkInterface;
+            return named(INTERFACES, id, body, |body: &Body| &body.iface_id, request);
+        }
         ["pmem", _] => Ok(Request::Unsupported("pmem")),
         ["hotplug", "memory"] => Ok(Request::Unsupported("memory-hotplug")),
         _ => return Ok(None),
@@ -117,15 +124,20 @@ fn patch(tokens: &[&str], body: &[u8]) -> Result<Found, RouteError> {
     Ok(Some(match tokens {
         ["machine-config"] => read(body, tokens[0], Request::PatchMachineConfig),
         ["vm"] => config::decode(body, "vm").map(Vm::request),
-        ["drives"] => return Err(RouteError::IdMissing { method: Method::Patch.name() }),
+        ["drives"] => return Err(id_missing(Method::Patch, DRIVES)),
         ["drives", id] => {
-            return drive(id, body, |d: &DrivePatch| &d.drive_id, Request::PatchDrive);
+            return named(DRIVES, id, body, |d: &DrivePatch| &d.drive_id, Request::PatchDrive);
         }
         ["balloon"] | ["balloon", "statistics"] | ["balloon", "hinting", "start" | "stop"] => {
             Ok(Request::Unsupported("balloon"))
         }
         ["mmds"] => Ok(Request::Unsupported("mmds-config")),
-        ["network-interfaces", _] => Ok(Request::Unsupported("network-interfaces")),
+        ["network-interfaces"] => return Err(id_missing(Method::Patch, INTERFACES)),
+        ["network-interfaces", id] => {
+            type Body = NetworkInterfacePatch;
+            let request = Request::PatchNetworkInterface;
+            return named(INTERFACES, id, body, |body: &Body| &body.iface_id, request);
+        }
         ["pmem", _] => Ok(Request::Unsupported("pmem")),
         ["hotplug", "memory"] => Ok(Request::Unsupported("memory-hotplug")),
         _ => return Ok(None),
@@ -140,19 +152,28 @@ fn read<T: DeserializeOwned>(
     config::decode(body, section).map(request)
 }
 
-/// A drive is named twice, in the path and in the body, and both must agree.
-fn drive<T: DeserializeOwned>(
+const DRIVES: &str = "drives";
+const INTERFACES: &str = "network-interfaces";
+
+fn id_missing(method: Method, section: &'static str) -> RouteError {
+    RouteError::IdMissing { method: method.name(), section }
+}
+
+/// A drive or interface is named twice, in the path and in the body, and both must agree.
+fn named<T: DeserializeOwned>(
+    section: &'static str,
     in_path: &str,
     body: &[u8],
-    id: impl Fn(&T) -> &String,
+    in_body: impl Fn(&T) -> &String,
     request: impl FnOnce(T) -> Request,
 ) -> Result<Found, RouteError> {
-    match config::decode::<T>(body, &format!("drives/{}", shown(in_path))) {
+    match config::decode::<T>(body, &format!("{section}/{}", shown(in_path))) {
         Err(error) => Ok(Some(Err(error))),
-        Ok(drive) if id(&drive) != in_path => {
-            Err(RouteError::IdsDiffer { in_path: shown(in_path), in_body: shown(id(&drive)) })
+        Ok(value) if in_body(&value) != in_path => {
+            let (in_path, in_body) = (shown(in_path), shown(in_body(&value)));
+            Err(RouteError::IdsDiffer { section, in_path, in_body })
         }
-        Ok(drive) => Ok(Some(Ok(request(drive)))),
+        Ok(value) => Ok(Some(Ok(request(value)))),
     }
 }
 

@@ -28,9 +28,9 @@ pub struct Config {
     pub logger: Option<Logger>,
     /// Where the guest's console goes.
     pub serial: Option<Serial>,
-    /// Not supported yet.
+    /// Network devices, in the order the guest sees them.
     #[serde(default)]
-    pub network_interfaces: Vec<Unsupported>,
+    pub network_interfaces: Vec<NetworkInterface>,
     /// Not supported yet.
     pub balloon: Option<Unsupported>,
     /// Not supported.
@@ -118,7 +118,36 @@ pub enum IoEngine {
     Async,
 }
 
-/// Limits on a device's traffic. Only empty ones are accepted.
+/// `network-interfaces[]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// The name the API uses.
+    pub iface_id: String,
+    /// A tap of the host.
+    pub host_dev_name: String,
+    /// The guest's address; a random one when absent.
+    pub guest_mac: Option<String>,
+    /// The longest packet, if the guest shall be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u64>,
+    /// Limits on what the guest receives.
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits on what the guest sends.
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// `PATCH /network-interfaces/{id}`: what is absent stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the fields are those of NetworkInterface")]
+pub struct NetworkInterfacePatch {
+    pub iface_id: String,
+    pub rx_rate_limiter: Option<RateLimiter>,
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// Limits on a device's traffic. Only network interfaces have any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {

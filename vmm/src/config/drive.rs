@@ -157,7 +157,7 @@ pub(super) fn check_together(drives: &[Drive]) -> Result<(), Error> {
 }
 
 /// Checks an identifier as it appears in files and in the API's paths.
-fn check_id(id: &str, path: &str) -> Result<(), Error> {
+pub(super) fn check_id(id: &str, path: &str) -> Result<(), Error> {
     let reason = if id.is_empty() {
         "an id cannot be empty".into()
     } else if id.len() > DRIVE_ID_BYTES_MAX {
@@ -189,7 +189,7 @@ pub(super) fn refuse_rate_limiter(
         Some(RateLimiter { bandwidth: None, ops: None }) | None => Ok(()),
         Some(_) => Err(Error::Unsupported {
             path,
-            reason: "rate limiters do not exist yet",
+            reason: "only network interfaces have rate limiters yet",
             remedy: "leave the key out",
         }),
     }

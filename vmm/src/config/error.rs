@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use rotifer_devices::virtio::net::TapError;
+
 /// Why a configuration, or a section of it, is refused.
 ///
 /// `path` is where in the JSON document, written as `drives[0].path_on_host`.
@@ -92,6 +94,14 @@ pub enum Error {
         reason: &'static str,
         /// What to do instead.
         remedy: &'static str,
+    },
+    /// A tap the configuration names cannot be used.
+    #[error("{path}: the tap cannot be used")]
+    Tap {
+        /// Where in the document.
+        path: String,
+        /// Why.
+        source: TapError,
     },
     /// A file the configuration names cannot be used.
     #[error("{path}: cannot {attempt} {}", file.display())]

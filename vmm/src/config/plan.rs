@@ -5,6 +5,7 @@ use std::path::PathBuf;
 pub use super::boot::Boot;
 pub use super::drive::Disk;
 use super::drive::check_together;
+use super::network::{self, Network};
 use super::{Config, Error, Unsupported, Vsock};
 use crate::machine_state::Hardware;
 use crate::table::{DiskLayers, Wanted};
@@ -25,6 +26,8 @@ pub struct Plan {
     pub vsock: Option<VsockPlan>,
     /// Whether there is a random number device.
     pub entropy: bool,
+    /// The network devices.
+    pub networks: Vec<Network>,
     /// Where the serial console is connected.
     pub console: Console,
 }
@@ -56,8 +59,8 @@ impl Config {
             self.boot_source.as_ref().ok_or(Error::Missing { path: "boot-source".into() })?;
         let boot = boot_source.open(root)?;
         let Hardware { vcpu_count, ram_bytes, devices } = self.hardware()?;
-        let Wanted { console, disks, vsock, entropy, layers: _ } = devices;
-        Ok(Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, console })
+        let Wanted { console, disks, vsock, entropy, networks, layers: _ } = devices;
+        Ok(Plan { vcpu_count, ram_bytes, boot, disks, vsock, entropy, networks, console })
     }
 
     /// As [`Self::plan`], without what is booted: what a machine is restored in.
@@ -72,11 +75,14 @@ impl Config {
         if let Some(entropy) = &self.entropy {
             entropy.check()?;
         }
+        let interfaces = self.network_interfaces.iter().enumerate();
+        let networks = interfaces.map(|(index, interface)| interface.open(index));
         let devices = Wanted {
             disks,
             layers: DiskLayers::new(),
             vsock: self.vsock.as_ref().map(Vsock::plan).transpose()?,
             entropy: self.entropy.is_some(),
+            networks: networks.collect::<Result<_, _>>()?,
             console: self.serial.as_ref().map_or(Ok(Console::Stdio), |serial| serial.check())?,
         };
         Ok(Hardware {
@@ -89,14 +95,14 @@ impl Config {
     fn check(&self) -> Result<(), Error> {
         self.refuse_unsupported()?;
         self.machine_config.check()?;
-        check_together(&self.drives)
+        check_together(&self.drives)?;
+        network::check_together(&self.network_interfaces)
     }
 
     /// Refuses the sections that are known by name only.
     fn refuse_unsupported(&self) -> Result<(), Error> {
         let present = |section: &Option<Unsupported>| section.is_some();
         let sections = [
-            ("network-interfaces", !self.network_interfaces.is_empty()),
             ("balloon", present(&self.balloon)),
             ("cpu-config", present(&self.cpu_config)),
             ("metrics", present(&self.metrics)),
@@ -118,11 +124,10 @@ impl Config {
 /// Why a section of Firecracker's configuration is refused.
 pub(crate) fn why_unsupported(section: &str) -> &'static str {
     match section {
-        "network-interfaces" => "there is no network device yet",
         "balloon" => "there is no balloon device yet",
         "cpu-config" => "there are no CPU templates; guests see the host's CPU",
         "metrics" => "metrics are not collected yet",
-        "mmds-config" => "the metadata service needs a network device, which does not exist yet",
+        "mmds-config" => "there is no metadata service yet",
         "memory-hotplug" => "there is no virtio-mem device",
         "pmem" => "there is no virtio-pmem device",
         _ => "this VMM does not have it",

@@ -146,7 +146,7 @@ impl Serial {
         if self.rate_limiter.is_some() {
             return Err(Error::Unsupported {
                 path: "serial.rate_limiter".into(),
-                reason: "rate limiters do not exist yet",
+                reason: "only network interfaces have rate limiters yet",
                 remedy: "leave the key out",
             });
         }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use rotifer_devices::rate_limiter::{Change, Changes};
 use rotifer_devices::virtio::block::Engine;
 use serde_json::{Value, json};
 
@@ -227,7 +228,6 @@ fn numbers_out_of_range_are_refused() {
 fn what_is_not_supported_is_refused_by_name() {
     let bucket = json!({"size": 1, "refill_time": 1});
     for (pointer, value, path) in [
-        ("/network-interfaces", json!([{"iface_id": "eth0"}]), "network-interfaces: not supported"),
         ("/balloon", json!({"amount_mib": 1}), "balloon: not supported"),
         ("/cpu-config", json!({}), "cpu-config: not supported"),
         ("/metrics", json!({"metrics_path": "m"}), "metrics: not supported"),
@@ -244,6 +244,68 @@ fn what_is_not_supported_is_refused_by_name() {
     ] {
         refused(pointer, value, &[path]);
     }
+}
+
+#[test]
+fn a_network_interface_that_cannot_be_is_refused_by_the_key_that_is_wrong() {
+    let good = json!({
+        "iface_id": "eth0", "host_dev_name": "no-such-tap", "guest_mac": "06:00:AC:10:00:02",
+        "mtu": 1500, "rx_rate_limiter": {"ops": {"size": 1, "refill_time": 1}, "bandwidth": null}
+    });
+    let bucket = |refill_ms: u64| json!({"bandwidth": {"size": 1, "refill_time": refill_ms}});
+    let host = Host::new();
+    for (key, value, texts) in [
+        // The last of all: everything else was right.
+        ("mtu", json!(1500), ["host_dev_name", "there is no interface no-such-tap"]),
+        ("iface_id", json!("eth-0"), ["iface_id", "'-'"]),
+        ("host_dev_name", json!("sixteen_letters_"), ["host_dev_name", "more than 15 bytes"]),
+        ("host_dev_name", json!("a/b"), ["host_dev_name", "no name of an interface"]),
+        ("guest_mac", json!("06:00:AC:10:00"), ["guest_mac", "six pairs"]),
+        ("guest_mac", json!("01:00:AC:10:00:02"), ["guest_mac", "one station"]),
+        ("mtu", json!(67), ["mtu", "68 to 65535"]),
+        ("mtu", json!(65536), ["mtu", "68 to 65535"]),
+        ("tx_rate_limiter", bucket(86_400_001), ["tx_rate_limiter.bandwidth.refill_time", "ms"]),
+    ] {
+        let mut document = host.good();
+        let mut interface = good.clone();
+        interface[key] = value;
+        document["network-interfaces"] = json!([interface]);
+        let error = report(&plan(&document).unwrap_err());
+        assert!(error.starts_with("network-interfaces[0]."), "{error}");
+        assert!(texts.iter().all(|text| error.contains(text)), "{error}");
+    }
+    for (key, value) in [("iface_id", json!("e")), ("host_dev_name", json!("t"))] {
+        let mut other = json!({"iface_id": "e1", "host_dev_name": "t1"});
+        other[key] = value;
+        let mut document = host.good();
+        document["network-interfaces"] = json!([{"iface_id": "e", "host_dev_name": "t"}, other]);
+        let at = format!("network-interfaces[1].{key}");
+        expect_refusal(&document, &[&at, "network-interfaces[0] has the same"]);
+    }
+}
+
+#[test]
+fn a_patch_of_an_interface_changes_the_limits_it_names_and_no_others() {
+    let bucket = |size: u64| json!({"size": size, "one_time_burst": null, "refill_time": 100});
+    let interface: NetworkInterface = serde_json::from_value(json!({
+        "iface_id": "e", "host_dev_name": "t", "guest_mac": null,
+        "rx_rate_limiter": {"bandwidth": bucket(1), "ops": bucket(2)}, "tx_rate_limiter": null
+    }))
+    .unwrap();
+    let patch = |rx: Value| {
+        let patch = json!({"iface_id": "e", "rx_rate_limiter": rx});
+        let (patched, limits) = interface.patched(&serde_json::from_value(patch).unwrap()).unwrap();
+        (serde_json::to_value(patched).unwrap()["rx_rate_limiter"].take(), limits.receive)
+    };
+    let (now, changes) = patch(json!({"bandwidth": bucket(3)}));
+    assert_eq!(now, json!({"bandwidth": bucket(3), "ops": bucket(2)}));
+    assert!(matches!(changes.bandwidth, Change::Limit(_)) && changes.ops == Change::Keep);
+    let (now, changes) = patch(json!({"bandwidth": bucket(0)}));
+    assert_eq!(now, json!({"bandwidth": null, "ops": bucket(2)}));
+    assert_eq!(changes.bandwidth, Change::Lift);
+    let (now, changes) = patch(json!(null));
+    assert_eq!(now["ops"], bucket(2));
+    assert_eq!(changes, Changes::default());
 }
 
 #[test]

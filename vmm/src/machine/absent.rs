@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rotifer_devices::GuestMemory;
+use rotifer_devices::virtio::net::Limits;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{Boot, BootError};
@@ -94,7 +95,17 @@ impl Machine {
     }
 
     /// Cannot be called.
+    pub fn overlays(&self) -> &[DiskOverlay] {
+        match *self {}
+    }
+
+    /// Cannot be called.
     pub fn is_paused(&self) -> bool {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    pub fn limit_network(&self, _id: &str, _limits: Limits) {
         match *self {}
     }
 

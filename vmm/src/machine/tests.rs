@@ -61,6 +61,7 @@ fn plan(code: &[u32], vcpu_count: u8) -> Plan {
         disks: Vec::new(),
         vsock: None,
         entropy: true,
+        networks: Vec::new(),
         console: Console::File("/dev/null".into()),
     }
 }

@@ -25,6 +25,7 @@ fn wanted(disk_count: usize) -> Wanted {
         layers: DiskLayers::new(),
         vsock: None,
         entropy: true,
+        networks: Vec::new(),
     }
 }
 

@@ -15,6 +15,8 @@ pub type Route = Vec<Variant>;
 /// between its commas, `gicv3, gicv2 -> 16k`.
 const HOSTS: &str = "//! hosts:";
 const ARROW: &str = " -> ";
+/// The package whose journeys use the AWS CLI and boto3.
+pub const CONTROL: &str = "rotifer-control";
 /// Packages whose unit tests run on any Linux, by the name of their directory.
 const PACKAGES: &[(&str, &str)] = &[
     ("snapshot", "rotifer-snapshot"),
@@ -22,6 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("vmm", "rotifer-vmm"),
     ("guest-agent", "rotifer-agent"),
     ("control/network", "rotifer-network"),
+    ("control", CONTROL),
     ("benches", "rotifer-benches"),
     ("xtask", "xtask"),
 ];

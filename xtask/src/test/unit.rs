@@ -4,8 +4,14 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::count::{Count, run_and_count};
-use crate::{cargo::TARGET, native, paths::Paths, step::run};
+use super::{
+    cases::CONTROL,
+    count::{Count, run_and_count},
+};
+use crate::{cargo::TARGET, native, paths::Paths, python, step::run};
+
+/// Tells the control plane's journeys where their clients are.
+const PYTHON: &str = "ROTIFER_PYTHON";
 
 /// Formatting of the workspace and of the fuzz targets, which are a workspace of their own.
 pub fn format(paths: &Paths) -> Result<Count> {
@@ -34,7 +40,8 @@ fn clippy_command(paths: &Paths, target: Option<&str>) -> Command {
     let mut cargo = paths.cargo();
     cargo.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
     if let Some(target) = target {
-        cargo.args(["--target", target]);
+        // The control plane is the same code everywhere, and has most of the dependencies.
+        cargo.args(["--target", target, "--exclude", CONTROL]);
     }
     cargo.args(["--", "-D", "warnings"]);
     cargo
@@ -43,6 +50,7 @@ fn clippy_command(paths: &Paths, target: Option<&str>) -> Command {
 /// Unit tests of all packages but the integration tests', which need a host.
 pub fn all(paths: &Paths, filter: Option<&str>) -> Result<Count> {
     let mut workspace = paths.cargo();
+    workspace.env(PYTHON, python::environment(paths)?);
     workspace.args([
         "test",
         "--quiet",
@@ -63,6 +71,9 @@ pub fn all(paths: &Paths, filter: Option<&str>) -> Result<Count> {
 /// Unit tests of one package.
 pub fn package(paths: &Paths, package: &str, filter: Option<&str>) -> Result<Count> {
     let mut cargo = paths.cargo();
+    if package == CONTROL {
+        cargo.env(PYTHON, python::environment(paths)?);
+    }
     cargo.args(["test", "--quiet", "--no-fail-fast", "--package", package]);
     run_and_count(cargo.args(filter))
 }

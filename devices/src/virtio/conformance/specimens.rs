@@ -1,12 +1,14 @@
 //! The devices of the suite and a normal request to each.
 
+use std::cell::RefCell;
 use std::fs::File;
 
+use socket2::{Domain, Socket, Type};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 use super::{Specimen, Submit};
 use crate::virtio::test_driver::{Buffer, TestDriver};
-use crate::virtio::{VirtioDevice, block, rng, vsock};
+use crate::virtio::{VirtioDevice, block, net, rng, vsock};
 
 /// A small disk, of one file or with an overlay.
 pub(super) struct Block {
@@ -90,6 +92,58 @@ impl Specimen for Rng {
         let used = driver.used(0).expect("a request is answered");
         assert_eq!((used.head, used.len), (head.into(), 64));
         assert_ne!(driver.bytes(at[1], 32), [0; 32]);
+    }
+}
+
+/// Frames, with a socket in the tap's place.
+#[derive(Default)]
+pub(super) struct Net {
+    /// The network of the device that was made last.
+    network: RefCell<Option<Socket>>,
+}
+
+impl Specimen for Net {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        self.network.replace(Some(theirs));
+        let tap = net::Tap::over_socket(ours.into()).unwrap();
+        let mac = net::Mac::new([2, 0, 0, 0, 0, 1]);
+        let options = net::Options { mac, mtu: Some(1400), ..net::Options::default() };
+        Box::new(net::Net::new(tap, &options).unwrap().0)
+    }
+
+    /// The one on which the guest sends.
+    fn queue(&self) -> usize {
+        1
+    }
+
+    /// Sends a frame; it arrives on the network, and so does the one that is sent back.
+    fn request(&self, driver: &mut TestDriver, submit: Submit) {
+        let network = self.network.borrow();
+        let Some(network) = network.as_ref() else { panic!("a device was made") };
+        let message = [&[0; 12][..], &b"rotifers".repeat(10)].concat();
+        let (receive_head, at) = submit(driver, 0, &[Buffer::Write(40), Buffer::Write(100)]);
+        let (head, _) = submit(driver, 1, &[Buffer::Read(message.clone())]);
+        driver.kick(1);
+        let used = driver.used(1).expect("a frame is taken");
+        assert_eq!((used.head, used.len), (head.into(), 0));
+        // What hostile tests have sent may come before it.
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 1 << 17];
+        while let Ok(count) = network.recv(&mut buffer) {
+            assert!(count >= 26, "a frame has a header before it");
+        }
+        network.send(&message).unwrap();
+        driver.run();
+        let used = driver.used(0).expect("the frame is delivered");
+        assert_eq!((used.head, used.len), (receive_head.into(), 92));
+        let expected = [&[0; 10][..], &[1, 0], &message[12..]].concat();
+        assert_eq!(driver.bytes(at[0], 40), expected[..40]);
+        assert_eq!(driver.bytes(at[1], 52), expected[40..]);
     }
 }
 

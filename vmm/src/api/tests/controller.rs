@@ -2,6 +2,7 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rotifer_devices::virtio::net::Limits;
 use serde_json::{Value, json};
 
 use crate::api::http::Method::{self, Delete, Get, Patch, Put};
@@ -71,6 +72,10 @@ impl MachineControl for Recorder {
 
     fn record_working_set(&mut self, path: &Path, _config: &Config) -> Result<(), Broken> {
         self.call(format!("record {}", path.display()))
+    }
+
+    fn limit_network(&mut self, iface_id: &str, limits: Limits) {
+        self.calls.push(format!("limit {iface_id} {:?}", limits.transmit.ops));
     }
 
     fn restore(&mut self, hardware: Hardware, load: &Load, then: Then) -> Result<(), Broken> {
@@ -272,18 +277,31 @@ fn a_machine_that_is_not_started_cannot_be_paused() {
 #[test]
 fn what_is_not_there_yet_is_refused_by_name_in_every_state() {
     for mut bench in [Bench::new(), Bench::started()] {
-        bench.refused(
-            Put,
-            "/network-interfaces/e",
-            json!({}),
-            &["network-interfaces", "no network"],
-        );
         bench.refused(Put, "/metrics", json!({}), &["metrics", "not collected yet"]);
         let action = |name| json!({ "action_type": name });
         bench.refused(Put, "/actions", action("FlushMetrics"), &["FlushMetrics"]);
         bench.refused(Put, "/actions", action("SendCtrlAltDel"), &["SendCtrlAltDel", "ARM64"]);
         bench.refused(Patch, "/drives/a", json!({"drive_id": "a"}), &["PATCH /drives"]);
     }
+}
+
+#[test]
+fn the_limits_of_an_interface_change_while_the_machine_lives() {
+    let lift = json!({"iface_id": "e", "tx_rate_limiter": {"ops": {"size": 0, "refill_time": 0}}});
+    let path = "/network-interfaces/e";
+    let texts = ["PATCH /network-interfaces", "before the machine is started"];
+    Bench::new().refused(Patch, path, lift.clone(), &texts);
+    let mut bench = Bench::started();
+    bench.refused(Patch, path, lift.clone(), &["there is no network interface \"e\""]);
+    let interface = json!({"iface_id": "e", "host_dev_name": "t",
+                           "tx_rate_limiter": {"ops": {"size": 5, "refill_time": 10}}});
+    let texts = ["PUT /network-interfaces", "while the machine runs"];
+    bench.refused(Put, path, interface.clone(), &texts);
+    bench.controller.config.network_interfaces = vec![serde_json::from_value(interface).unwrap()];
+    bench.done(Patch, path, lift);
+    assert_eq!(bench.controller.machine().calls.last().unwrap(), "limit e Lift");
+    let config = bench.json("/vm/config");
+    assert_eq!(config["network-interfaces"][0]["tx_rate_limiter"], Value::Null);
 }
 
 #[test]
@@ -406,7 +424,7 @@ fn a_load_that_is_not_possible_is_refused_with_the_reason() {
     refused(eager, "load_eagerly and record_working_set");
     refused(json!({"clock_realtime": true}), "clock_realtime");
     let overrides = json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]);
-    refused(json!({"network_overrides": overrides}), "network_overrides");
+    refused(json!({"network_overrides": overrides}), "interface \"eth0\", which the machine does");
     refused(json!({"vsock_override": {"uds_path": "v"}}), "vsock_override");
 }
 

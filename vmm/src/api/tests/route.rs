@@ -97,8 +97,6 @@ fn the_routes_of_what_is_not_there_yet_exist() {
         (Put, "/mmds", "mmds-config"),
         (Patch, "/mmds", "mmds-config"),
         (Put, "/mmds/config", "mmds-config"),
-        (Put, "/network-interfaces/eth0", "network-interfaces"),
-        (Patch, "/network-interfaces/eth0", "network-interfaces"),
         (Put, "/pmem/p", "pmem"),
         (Patch, "/pmem/p", "pmem"),
         (Get, "/hotplug/memory", "memory-hotplug"),
@@ -139,8 +137,11 @@ fn what_a_body_gets_wrong_is_named() {
     refused(Put, "/actions", "{}", "actions.action_type: missing");
     refused(Patch, "/vm", r#"{"state": "Running"}"#, "vm.state");
     let body = r#"{"drive_id": "b", "path_on_host": "f", "is_root_device": true}"#;
-    refused(Put, "/drives/a", body, "the path names the drive \"a\" and the body the drive \"b\"");
+    refused(Put, "/drives/a", body, "the path names drives/\"a\" and the body drives/\"b\"");
     refused(Put, "/drives/a", r#"{"drive_id": 1}"#, "drives/a.drive_id");
+    let body = r#"{"iface_id": "b"}"#;
+    refused(Patch, "/network-interfaces/a", body, "the body network-interfaces/\"b\"");
+    refused(Put, "/network-interfaces/a", body, "network-interfaces/a.host_dev_name: missing");
 }
 
 proptest! {

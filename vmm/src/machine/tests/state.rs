@@ -60,9 +60,10 @@ fn save(mut machine: Machine, vcpu_count: u8) -> Saved {
 
 impl Saved {
     fn hardware(&self) -> Hardware {
-        let Plan { ram_bytes, disks, vsock, entropy, console, .. } = plan(&COUNT, self.vcpu_count);
+        let Plan { ram_bytes, disks, vsock, entropy, networks, console, .. } =
+            plan(&COUNT, self.vcpu_count);
         let layers = DiskLayers::new();
-        let devices = Wanted { console, disks, layers, vsock, entropy };
+        let devices = Wanted { console, disks, layers, vsock, entropy, networks };
         Hardware { vcpu_count: self.vcpu_count, ram_bytes, devices }
     }
 

@@ -75,9 +75,10 @@ fn except_generation_id(mut gic: GicState, machine: &Machine) -> GicState {
 #[test]
 fn a_new_machine_has_the_values_that_a_restore_does_not_write() {
     let wake = EventFd::new(EFD_NONBLOCK).unwrap();
-    let Plan { vcpu_count, ram_bytes, disks, vsock, entropy, console, .. } = plan(&COUNT, 2);
+    let Plan { vcpu_count, ram_bytes, disks, vsock, entropy, networks, console, .. } =
+        plan(&COUNT, 2);
     let layers = DiskLayers::new();
-    let devices = Wanted { console, disks, layers, vsock, entropy };
+    let devices = Wanted { console, disks, layers, vsock, entropy, networks };
     let machine = Assembled::new(Hardware { vcpu_count, ram_bytes, devices }, &wake).unwrap();
     let mut machine = machine.start(&wake).unwrap();
     let gic_version = machine.gic.version();

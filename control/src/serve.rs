@@ -1,0 +1,150 @@
+//! The daemon: everything put together, from its directory to its port.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::cli::Options;
+use crate::http::sigv4::Verifier;
+use crate::http::{BODIES_MAX, Front, Listener, ServeError};
+use crate::iam::Iam;
+use crate::lambda::{Lambda, LambdaError};
+use crate::logs::Logs;
+use crate::s3::{self, BlobError};
+use crate::services::Services;
+use crate::settings::{Settings, SettingsError};
+use crate::state::{Directory, StateError};
+use crate::store::{Store, StoreError};
+use crate::tls::{self, TlsError};
+use crate::worker;
+
+/// What is logged unless RUST_LOG says otherwise. s3s calls every refusal of a client an error; what is
+/// ours to know of we log ourselves.
+const LOGGED: &str = "info,s3s=off";
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum Error {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Objects(#[from] BlobError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Lambda(#[from] LambdaError),
+    #[error("a pattern of ours is wrong")]
+    Pattern(#[from] regex::Error),
+    #[error("cannot {attempt}")]
+    Host { attempt: &'static str, source: io::Error },
+    #[error("{0:?} has no access key or endpoint yet: start `rotifer serve` first")]
+    NeverServed(std::path::PathBuf),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOGGED));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let settings = match &options.config {
+        Some(path) => Settings::read(path)?,
+        None => Settings::default(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Host { attempt: "start the runtime", source })?;
+    runtime.block_on(serve(options, Arc::new(settings)))
+}
+
+async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> {
+    let directory = Directory::open(&options.state)?;
+    let _lock = directory.lock()?;
+    let credentials = directory.credentials()?;
+    let tls = TlsAcceptor::from(tls::server(&directory, &settings)?);
+    let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
+    let objects = s3::service(&directory.file("objects"), &store, &settings, &credentials)?;
+    let lambda = Lambda::open(&store, &settings, Arc::new(worker::Absent))?;
+    let services = Services {
+        iam: Iam::new(Arc::clone(&store), Arc::clone(&settings))?,
+        logs: Logs::new(Arc::clone(&store), Arc::clone(&settings))?,
+        lambda,
+        settings: Arc::clone(&settings),
+    };
+    let front = Arc::new(Front {
+        objects,
+        services: Arc::new(services),
+        verifier: Verifier::new(credentials.clone()),
+        bodies: Semaphore::new(BODIES_MAX),
+        endpoint_suffix: format!(
+            ".lambda-microvm.{}.{}",
+            settings.region, settings.endpoint_domain
+        ),
+    });
+    // Before the port is known to anybody, so that no signal is missed.
+    let failed = |source| Error::Host { attempt: "wait for signals", source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let listener = Listener::bind(options.listen).await?;
+    let endpoint = format!("https://{}", listener.address);
+    let place = format!("{endpoint}\n{}\n", settings.region);
+    if let Err(error) = directory.write("endpoint", place.as_bytes()) {
+        // A full disk must not keep anybody from making room.
+        tracing::warn!("`rotifer env` cannot know the endpoint: {}", crate::report(&error));
+    }
+    println!("endpoint    {endpoint}");
+    println!("region      {}", settings.region);
+    println!("CA file     {}", directory.file("ca.pem").display());
+    println!("access key  {}", credentials.access_key_id);
+    println!("secret key  {}", credentials.secret_access_key);
+    println!("for a shell eval \"$(rotifer env --state {})\"", directory.path().display());
+    tracing::warn!("no VMM worker is configured: images are not built and microVMs do not run");
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    listener.serve(front, tls, end).await;
+    Ok(())
+}
+
+/// Prints the variables that clients of a daemon need.
+pub fn print_env(state: &Path) -> Result<(), Error> {
+    let never = || Error::NeverServed(state.into());
+    if !state.join("credentials.json").exists() {
+        return Err(never());
+    }
+    let directory = Directory::open(state)?;
+    let credentials = directory.credentials()?;
+    let place = directory.read("endpoint")?.ok_or_else(never)?;
+    let mut lines = place.lines();
+    let (endpoint, region) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let authority = directory.file("ca.pem");
+    let authority = authority.display().to_string();
+    let variables = [
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_ACCESS_KEY_ID", &credentials.access_key_id),
+        ("AWS_SECRET_ACCESS_KEY", &credentials.secret_access_key),
+        ("AWS_DEFAULT_REGION", region),
+        ("AWS_REGION", region),
+        ("AWS_CA_BUNDLE", &authority),
+        ("CURL_CA_BUNDLE", &authority),
+    ];
+    for (name, value) in variables {
+        println!("export {name}='{}'", value.replace('\'', r"'\''"));
+    }
+    println!("unset AWS_SESSION_TOKEN AWS_PROFILE");
+    Ok(())
+}

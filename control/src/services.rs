@@ -1,0 +1,58 @@
+//! Which of the small services a verified request goes to.
+
+use std::sync::Arc;
+
+use crate::answer::{Answer, Protocol, ServiceError};
+use crate::http::Call;
+use crate::iam::Iam;
+use crate::lambda::Lambda;
+use crate::logs::Logs;
+use crate::settings::Settings;
+use crate::sts;
+
+/// Every service but S3.
+pub struct Services {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// Images, microVMs, network connectors.
+    pub lambda: Lambda,
+    /// Roles.
+    pub iam: Iam,
+    /// Log groups.
+    pub logs: Logs,
+}
+
+impl Services {
+    /// Answers a request; may wait for the disk.
+    pub fn answer(&self, call: &Call) -> Answer {
+        let protocol = match call.service.as_str() {
+            "logs" => Protocol::Json,
+            "sts" | "iam" => Protocol::Query,
+            _ => Protocol::RestJson,
+        };
+        let result = match call.service.as_str() {
+            "lambda" => self.in_region(call).and_then(|()| self.lambda.answer(call)),
+            "logs" => self.in_region(call).and_then(|()| self.logs.answer(call)),
+            "iam" => self.iam.answer(call),
+            "sts" => sts::answer(call, &self.settings),
+            other => Err(ServiceError::new(
+                400,
+                "UnknownOperationException",
+                format!("There is no service '{other}' here: lambda, s3, sts, iam and logs are."),
+            )),
+        };
+        result.unwrap_or_else(|error| error.answer(protocol))
+    }
+
+    /// `sts` and `iam` are the same everywhere; what the others keep is in one region.
+    fn in_region(&self, call: &Call) -> Result<(), ServiceError> {
+        if call.region == self.settings.region {
+            return Ok(());
+        }
+        let text = format!(
+            "Credential should be scoped to a valid region: everything here is in '{}', not '{}'.",
+            self.settings.region, call.region
+        );
+        Err(ServiceError::new(403, "InvalidSignatureException", text))
+    }
+}

@@ -1,0 +1,187 @@
+//! What an operator can set: one JSON file, every member optional, none ignored.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The settings of a daemon.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The region that all resources are in.
+    pub region: String,
+    /// The account that all resources belong to: twelve digits.
+    pub account: String,
+    /// Endpoints of microVMs are `<uuid>.lambda-microvm.<region>.<this>`.
+    pub endpoint_domain: String,
+    /// What may exist.
+    pub quotas: Quotas,
+    /// How often operations may be called.
+    pub rates: Rates,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            region: "us-east-1".into(),
+            account: "000000000000".into(),
+            endpoint_domain: "localhost".into(),
+            quotas: Quotas::default(),
+            rates: Rates::default(),
+        }
+    }
+}
+
+/// How much may exist.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Quotas {
+    /// Images of the account.
+    pub images: usize,
+    /// Versions of one image.
+    pub versions_per_image: usize,
+    /// Network connectors of the account.
+    pub network_connectors: usize,
+    /// Memory of all microVMs that are not terminated.
+    pub memory_mib: u64,
+    /// Terminated microVMs are forgotten after this time.
+    pub terminated_retention_seconds: i64,
+    /// Terminated microVMs that are remembered at most; the oldest go first.
+    pub terminated_microvms: usize,
+    /// Roles.
+    pub roles: usize,
+    /// Buckets.
+    pub buckets: usize,
+    /// Bytes in all buckets together.
+    pub object_bytes: u64,
+    /// Bytes of all log events together; the oldest go first.
+    pub log_bytes: u64,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            images: 100,
+            versions_per_image: 50,
+            network_connectors: 100,
+            memory_mib: 400 * 1024,
+            terminated_retention_seconds: 24 * 3600,
+            terminated_microvms: 10_000,
+            roles: 1000,
+            buckets: 100,
+            object_bytes: 100 << 30,
+            log_bytes: 1 << 30,
+        }
+    }
+}
+
+/// How many requests a second, and as many at once.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Rates {
+    /// `RunMicrovm`.
+    pub run: u32,
+    /// `ResumeMicrovm`.
+    pub resume: u32,
+    /// `SuspendMicrovm`.
+    pub suspend: u32,
+    /// `TerminateMicrovm`.
+    pub terminate: u32,
+    /// The two operations that make tokens.
+    pub token: u32,
+    /// Each other operation.
+    pub other: u32,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { run: 5, resume: 5, suspend: 2, terminate: 10, token: 50, other: 100 }
+    }
+}
+
+/// Why settings are refused.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum SettingsError {
+    #[error("cannot read the settings {path:?}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the settings {path:?} are not understood")]
+    Parse { path: PathBuf, source: serde_json::Error },
+    #[error("the settings' {name} is {value:?}: {rule}")]
+    Value { name: &'static str, value: String, rule: &'static str },
+}
+
+impl Settings {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| SettingsError::Read { path: path.into(), source })?;
+        let settings: Self = serde_json::from_str(&text)
+            .map_err(|source| SettingsError::Parse { path: path.into(), source })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let refuse = |name, value: &str, rule| {
+            Err(SettingsError::Value { name, value: value.to_owned(), rule })
+        };
+        let is_digits = self.account.bytes().all(|byte| byte.is_ascii_digit());
+        if self.account.len() != 12 || !is_digits {
+            return refuse("account", &self.account, "an account is twelve digits");
+        }
+        let region = regex::Regex::new(REGION).is_ok_and(|rule| rule.is_match(&self.region));
+        if !region {
+            return refuse("region", &self.region, "a region looks like us-east-1");
+        }
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+        if self.endpoint_domain.is_empty() || !self.endpoint_domain.bytes().all(is_name) {
+            return refuse("endpoint-domain", &self.endpoint_domain, "it is a DNS name");
+        }
+        let Rates { run, resume, suspend, terminate, token, other } = self.rates;
+        if [run, resume, suspend, terminate, token, other].contains(&0) {
+            return refuse("rates", "0", "a rate of 0 would refuse every request");
+        }
+        Ok(())
+    }
+}
+
+/// What the service model's patterns of ARNs take for a region.
+const REGION: &str = "^[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-[0-9]$";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, SettingsError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Settings::read(file.path())
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let settings = read(r#"{"region": "eu-west-1", "quotas": {"images": 3}}"#).unwrap();
+        assert_eq!(settings.region, "eu-west-1");
+        assert_eq!(settings.quotas.images, 3);
+        assert_eq!(settings.quotas.versions_per_image, 50);
+    }
+
+    #[test]
+    fn what_is_not_known_or_wrong_is_refused_by_name() {
+        let cases = [
+            (r#"{"quotas": {"imagse": 3}}"#, "imagse"),
+            (r#"{"account": "12"}"#, "account"),
+            (r#"{"region": "mars"}"#, "region"),
+            (r#"{"rates": {"run": 0}}"#, "rates"),
+            (r#"{"endpoint-domain": "a b"}"#, "endpoint-domain"),
+        ];
+        for (text, name) in cases {
+            let error = read(text).unwrap_err();
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            let all = format!("{error}: {}", source.unwrap_or_default());
+            assert!(all.contains(name), "{text}: {all}");
+        }
+    }
+}

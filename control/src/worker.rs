@@ -1,0 +1,51 @@
+//! The seam to what acts: builds images, runs microVMs, makes network connectors work.
+
+use std::sync::mpsc::Sender;
+
+use crate::fleet::microvm::Event;
+use crate::fleet::{Action, Report};
+
+/// Does what the fleet decides.
+///
+/// A worker must end every action with one of its reports, sooner or later. After a restart of the
+/// daemon actions that had not ended come again, so a worker must find out how far it had come.
+pub trait Worker: Send + Sync {
+    /// Why microVMs cannot run on this host, if they cannot.
+    fn refusal(&self) -> Option<&str>;
+
+    /// Begins an action, and does not wait for its end.
+    fn begin(&self, action: Action, reports: &Sender<Report>);
+}
+
+/// No worker: everything that needs one fails, and says so.
+#[derive(Debug)]
+pub struct Absent;
+
+const REFUSAL: &str =
+    "No VMM worker is configured on this host: images cannot be built and MicroVMs cannot run.";
+
+impl Worker for Absent {
+    fn refusal(&self) -> Option<&str> {
+        Some(REFUSAL)
+    }
+
+    fn begin(&self, action: Action, reports: &Sender<Report>) {
+        let reason = || REFUSAL.to_owned();
+        let microvm = |id, event| Report::Microvm { id, event, reason: Some(reason()) };
+        let report = match action {
+            Action::Build(version) => Report::BuildFailed { version, reason: reason() },
+            Action::RemoveVersion(version) => {
+                Report::VersionNotRemoved { version, reason: reason() }
+            }
+            Action::Launch(id) => microvm(id, Event::LaunchFailed),
+            Action::Suspend(id) => microvm(id, Event::SuspendFailed),
+            Action::Resume(id) => microvm(id, Event::ResumeFailed),
+            // Without a worker no process of it lives.
+            Action::Terminate(id) => Report::Microvm { id, event: Event::Terminated, reason: None },
+            Action::Connect(id) => Report::NotConnected { id, reason: reason() },
+            Action::Disconnect(id) => Report::NotDisconnected { id, reason: reason() },
+        };
+        // At the end of the daemon nobody listens; the action comes again at its next start.
+        let _nobody_listens = reports.send(report);
+    }
+}

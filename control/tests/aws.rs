@@ -1,0 +1,120 @@
+//! Journeys with the real AWS CLI and boto3, unmodified, against the real daemon.
+//!
+//! `./x test control` installs the clients and says where they are in `ROTIFER_PYTHON`.
+
+mod daemon;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use daemon::{Daemon, succeed};
+
+/// What people do first: who am I, a bucket, an archive in it, two roles, an image.
+#[test]
+fn the_guides_commands_work_with_the_aws_cli() {
+    let daemon = Daemon::start();
+    let aws = |line: &str| succeed(daemon.aws(line));
+    assert!(aws("sts get-caller-identity").contains("\"Account\": \"000000000000\""));
+    aws("s3 mb s3://code");
+    // More than 8 MiB goes up in parts.
+    let bytes: Vec<u8> = (0..9_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let (archive, back) = (daemon.file("app.zip"), daemon.file("back.zip"));
+    fs::write(&archive, &bytes).unwrap();
+    aws(&format!("s3 cp {} s3://code/app.zip --only-show-errors", archive.display()));
+    assert!(aws("s3 ls s3://code").contains("9000000 app.zip"));
+    aws(&format!("s3 cp s3://code/app.zip {} --only-show-errors", back.display()));
+    assert!(fs::read(&back).unwrap() == bytes, "what came back is something else");
+    let address = aws("s3 presign s3://code/app.zip");
+    assert!(address.starts_with("https://127.0.0.1:"), "{address}");
+    let trust = r#"{"Version":"2012-10-17","Statement":[]}"#;
+    fs::write(daemon.file("trust.json"), trust).unwrap();
+    let trust = daemon.file("trust.json").display().to_string();
+    aws(&format!("iam create-role --role-name Build --assume-role-policy-document file://{trust}"));
+    aws(
+        "iam attach-role-policy --role-name Build --policy-arn arn:aws:iam::aws:policy/AmazonS3ReadOnlyAccess",
+    );
+    let arn = aws("iam get-role --role-name Build --query Role.Arn --output text");
+    assert_eq!(arn.trim(), "arn:aws:iam::000000000000:role/Build");
+    let created = aws(&format!(
+        "lambda-microvms create-microvm-image --code-artifact uri=s3://code/app.zip --name mine \
+         --base-image-arn arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1 --build-role-arn {}",
+        arn.trim()
+    ));
+    assert!(created.contains("\"state\": \"CREATING\""), "{created}");
+    let run = daemon.aws(
+        "lambda-microvms run-microvm --image-identifier arn:aws:lambda:us-east-1:000000000000:microvm-image:mine",
+    );
+    let (status, _, error) = daemon::output(run);
+    assert!(
+        !status.success() && error.contains("No active version found for MicroVM image"),
+        "{error}"
+    );
+    aws("s3 rm s3://code/app.zip --only-show-errors");
+    aws("s3 rb s3://code");
+    daemon.stop();
+}
+
+/// Every operation's answers and errors, parsed by botocore's own models.
+#[test]
+fn boto3_understands_every_operation_of_lambda_microvms() {
+    let daemon = Daemon::start();
+    let shown = succeed(daemon.python("lambda_microvms.py"));
+    assert_eq!(shown.matches("ok ").count(), 8, "{shown}");
+    daemon.stop();
+}
+
+#[test]
+fn boto3_understands_s3_iam_and_logs() {
+    let daemon = Daemon::start();
+    let shown = succeed(daemon.python("others.py"));
+    assert_eq!(shown.matches("ok ").count(), 5, "{shown}");
+    daemon.stop();
+}
+
+/// What was answered is there after `kill -9` in the middle of writes, three times over.
+#[test]
+fn a_killed_daemon_loses_nothing_that_it_answered() {
+    /// After so many answers the daemon is killed: at another place in the writes each time.
+    const KILLED_AFTER: [usize; 3] = [11, 24, 40];
+    let mut daemon = Daemon::start();
+    for count in KILLED_AFTER {
+        let mut writes = daemon.python("writes.py");
+        writes.arg("write").stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut writer = writes.spawn().unwrap();
+        let mut answered = String::new();
+        let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
+        for line in lines.by_ref().take(count) {
+            answered.push_str(&line.unwrap());
+            answered.push('\n');
+        }
+        assert_eq!(answered.lines().count(), count, "the writer ended early:\n{answered}");
+        daemon = daemon.kill_and_start_again();
+        // What was answered between the last line and the kill counts too.
+        for line in lines {
+            answered.push_str(&line.unwrap());
+            answered.push('\n');
+        }
+        writer.wait().unwrap();
+        let mut check = daemon.python("writes.py");
+        check.arg("check").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut checker = check.spawn().unwrap();
+        checker.stdin.take().unwrap().write_all(answered.as_bytes()).unwrap();
+        let output = checker.wait_with_output().unwrap();
+        assert!(output.status.success(), "something is lost of\n{answered}");
+        // Nothing lies about that no object refers to: at most seven keys' blobs.
+        let blobs = fs::read_dir(daemon.state().join("objects")).unwrap().count();
+        assert!(blobs <= 7, "{blobs} blobs for at most 7 objects");
+        daemon = daemon.restart_empty();
+    }
+    daemon.stop();
+}
+
+/// Two daemons do not share a directory, and the second says so.
+#[test]
+fn a_second_daemon_on_the_same_directory_is_refused() {
+    let daemon = Daemon::start();
+    let (status, _, error) = daemon::output(Daemon::command(&daemon.state()));
+    assert!(!status.success() && error.contains("another daemon serves"), "{error}");
+    daemon.stop();
+}
