@@ -21,6 +21,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("devices", "rotifer-devices"),
     ("vmm", "rotifer-vmm"),
     ("guest-agent", "rotifer-agent"),
+    ("control/build", "rotifer-build"),
     ("benches", "rotifer-benches"),
     ("xtask", "xtask"),
 ];
