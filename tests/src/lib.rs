@@ -11,6 +11,7 @@ mod artifacts;
 mod console;
 mod load;
 mod pager;
+mod snapshot;
 mod tap;
 #[cfg(target_arch = "aarch64")]
 mod tracer;
@@ -18,8 +19,9 @@ mod vm;
 
 pub use artifacts::Artifacts;
 pub use console::Console;
-pub use load::{LOAD_DISK_BYTES, LoadedGuest, Look, ask_load, copy_snapshot, start_load};
+pub use load::{LOAD_DISK_BYTES, LoadedGuest, Look, ask_load, start_load};
 pub use pager::Pager;
+pub use snapshot::{copy_snapshot, pack_sizes, place};
 pub use tap::{Tap, Traffic};
 #[cfg(target_arch = "aarch64")]
 pub use tracer::{Met, Trouble, trace};

@@ -1,7 +1,7 @@
 //! A guest whose CPU, memory and disk are busy, and which notices if any of them loses or changes a
 //! bit: the program `soak_load`, in an initramfs with nothing but the agent.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
@@ -72,18 +72,4 @@ pub fn ask_load(vm: &Vm, look: Look) -> LoadedGuest {
         panic!("the load: {answer:?}\n{}", vm.report())
     };
     LoadedGuest { available_kib, agent_kib, agent_fds }
-}
-
-/// Copies what a snapshot consists of, and nothing that is of this host: the manifest and the packs.
-///
-/// # Panics
-/// If the host refuses.
-pub fn copy_snapshot(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).expect("list a snapshot's directory") {
-        let path = entry.expect("list a snapshot's directory").path();
-        if path.extension().is_some_and(|it| it == "pack" || it == "snap") {
-            let name = path.file_name().expect("a file has a name");
-            fs::copy(&path, to.join(name)).expect("copy a snapshot");
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Disks in snapshots: a machine's file system is suspended with it, and goes on in other machines.
 //!
-//! hosts: gicv3
+//! hosts: gicv3, 16k
 #![cfg(target_arch = "aarch64")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 

@@ -1,17 +1,16 @@
 //! Snapshots and forks of machines that go on.
 //!
-//! hosts: gicv3
+//! hosts: gicv3, 16k
 #![cfg(target_arch = "aarch64")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use rotifer_tests::{Artifacts, ExitCode, Pager, Vm, VmBuilder, memory_kib};
+use rotifer_tests::{Artifacts, ExitCode, Pager, Vm, VmBuilder, memory_kib, pack_sizes, place};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 fn builder() -> VmBuilder {
     VmBuilder::new().memory_mib(512).vcpus(2).debian()
@@ -109,20 +108,6 @@ fn limit_memory(vm: &Vm, more: Option<u64>) {
     let result =
         unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &raw const limit, std::ptr::null_mut()) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
-
-fn pack_sizes(directory: &Path) -> Vec<u64> {
-    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let packs = files.filter(|path| path.extension().is_some_and(|it| it == "pack"));
-    let mut sizes: Vec<_> = packs.map(|path| fs::metadata(path).unwrap().len()).collect();
-    sizes.sort_unstable();
-    sizes
-}
-
-fn place() -> (TempDir, PathBuf) {
-    let directory = TempDir::new().unwrap();
-    let snapshot = directory.path().join("vm.snap");
-    (directory, snapshot)
 }
 
 /// How many files of forks a process has open.

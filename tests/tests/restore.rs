@@ -2,13 +2,11 @@
 //!
 //! hosts: gicv3, gicv2, 16k, sve
 #![cfg(target_arch = "aarch64")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rotifer_tests::{Vm, VmBuilder};
-use tempfile::TempDir;
+use rotifer_tests::{Vm, VmBuilder, pack_sizes, place};
 
 fn builder(vcpus: u64) -> VmBuilder {
     VmBuilder::new().memory_mib(512).vcpus(vcpus).debian()
@@ -27,21 +25,6 @@ fn suspend_and_restore(vm: Vm, vcpus: u64, snapshot: &Path, kind: &str) -> Vm {
     vm.signal(libc::SIGKILL);
     drop(vm);
     builder(vcpus).restore(snapshot)
-}
-
-/// Bytes of the packs in a directory, by size.
-fn pack_sizes(directory: &Path) -> Vec<u64> {
-    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let packs = files.filter(|path| path.extension().is_some_and(|it| it == "pack"));
-    let mut sizes: Vec<_> = packs.map(|path| fs::metadata(path).unwrap().len()).collect();
-    sizes.sort_unstable();
-    sizes
-}
-
-fn place() -> (TempDir, PathBuf) {
-    let directory = TempDir::new().unwrap();
-    let snapshot = directory.path().join("vm.snap");
-    (directory, snapshot)
 }
 
 /// A process of the guest that is in the middle of everything that a suspend could break: it counts,
