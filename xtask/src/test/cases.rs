@@ -24,6 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("vmm", "rotifer-vmm"),
     ("guest-agent", "rotifer-agent"),
     ("control", CONTROL),
+    ("control/build", "rotifer-build"),
     ("benches", "rotifer-benches"),
     ("xtask", "xtask"),
 ];
