@@ -10,8 +10,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rotifer_build::builder::{BuildError, BuildRequest, Builder, Built, Event, ReasonCode};
-use rotifer_build::settings::Settings;
+use rotifer_build::{BuildRequest, Builder, Built, Failure, ReasonCode, Settings};
 use rotifer_tests::{Artifacts, VmBuilder};
 use serde_json::json;
 use tempfile::TempDir;
@@ -129,7 +128,7 @@ impl Site {
         &self,
         files: &[(&str, &[u8])],
         args: &[(&str, &str)],
-    ) -> (String, Result<Built, BuildError>) {
+    ) -> (String, Result<Built, Failure>) {
         let archive = self.directory.path().join("app.zip");
         let mut writer = ZipWriter::new(fs::File::create(&archive).unwrap());
         for (name, content) in files {
@@ -138,16 +137,12 @@ impl Site {
         }
         writer.finish().unwrap();
         let args = args.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let request = BuildRequest { archive, disk: self.disk(), args, no_cache: false };
+        let disk = self.disk();
+        let request = BuildRequest { archive, disk, args, ..BuildRequest::default() };
         let mut said = String::new();
         let started = std::time::Instant::now();
         let result = self.builder.build(&request, &mut |event| {
-            let line = match event {
-                Event::Step { number, count, title, is_cached } => {
-                    format!("[{number}/{count}] {}{title}", if is_cached { "CACHED " } else { "" })
-                }
-                Event::Line(line) => line.to_owned(),
-            };
+            let line = event.to_string();
             println!("{:6.1} {line}", started.elapsed().as_secs_f64());
             said.push_str(&line);
             said.push('\n');
@@ -155,10 +150,6 @@ impl Site {
         println!("{:6.1} the build has ended", started.elapsed().as_secs_f64());
         (said, result)
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    rotifer_agent::api::error::chain(error)
 }
 
 #[test]
@@ -170,7 +161,7 @@ fn the_guides_three_files_become_an_app_that_answers_and_a_second_build_runs_not
         ("app.py", APP.as_bytes()),
     ];
     let (said, result) = site.build(&files, &[]);
-    let built = result.unwrap_or_else(|error| panic!("{}\n{said}", chain(&error)));
+    let built = result.unwrap_or_else(|error| panic!("{}\n{said}", error.text()));
     assert!(said.contains("Successfully installed"), "{said}");
     assert_eq!((built.done_count, built.cached_count), (6, 0), "{said}");
 
@@ -212,9 +203,9 @@ fn instructions_do_what_they_say_and_a_failing_command_is_named_by_its_line() {
     let error = result.unwrap_err();
     let line = RICH.lines().position(|line| line.contains("exit 7")).unwrap() + 1;
     assert!(
-        matches!(error, BuildError::Command { code: 7, line: at, .. } if at == line),
+        matches!(error, Failure::Command { code: 7, line: at, .. } if at == line),
         "{}\n{said}",
-        chain(&error)
+        error.text()
     );
     assert_eq!(error.code(), ReasonCode::ContainerBuildFailed);
     assert!(said.contains("the script ran as 0") && said.contains("before"), "{said}");

@@ -1,149 +1,28 @@
 //! Drives a build: what the cache has is taken from it, and the rest is done in build machines.
 
-use crate::archive::{ArchiveError, Context};
+use crate::archive::Context;
 use crate::base::{BaseError, Store};
-use crate::disks::{self, Cache, DiskError};
-use crate::dockerfile::DockerfileError;
+use crate::caches::Caches;
+use crate::cancel::{Cancel, Why};
+use crate::disks::{self, Cache};
+use crate::failure::{Failure, StepError, host};
 use crate::image::ImageConfig;
 use crate::limits::LOG_MAX_BYTES;
-use crate::machine::{Drives, Machine, MachineError, ROOT};
+use crate::machine::{Drives, Machine, ROOT};
 use crate::plan::{
     Action, Inputs, Key, Plan, Root, RunAction, Stage, Step, make_directory, root_key,
 };
 use crate::protocol::{Compression, CopyBetween, MountKind, Pack, Request, Run, Target, Unpack};
 use crate::settings::Settings;
 use crate::tarball;
+use crate::workspace::{self, Workspace};
 use rotifer_agent::logs::LineSplitter;
-use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fmt;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
-
-/// The disk of `RUN --mount=type=cache`. It is sparse.
-const CACHES_BYTES: u64 = 8 << 30;
-
-/// The service's codes for a build that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReasonCode {
-    /// `ARCHIVE_DOCKERFILE_NOT_FOUND`
-    ArchiveDockerfileNotFound,
-    /// `ARCHIVE_INVALID`
-    ArchiveInvalid,
-    /// `CONTAINER_BUILD_FAILED`
-    ContainerBuildFailed,
-    /// `DISK_STORAGE_FULL`
-    DiskStorageFull,
-    /// `INTERNAL_PLATFORM_ERROR`
-    InternalPlatformError,
-}
-
-impl ReasonCode {
-    /// As the service spells it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ReasonCode::ArchiveDockerfileNotFound => "ARCHIVE_DOCKERFILE_NOT_FOUND",
-            ReasonCode::ArchiveInvalid => "ARCHIVE_INVALID",
-            ReasonCode::ContainerBuildFailed => "CONTAINER_BUILD_FAILED",
-            ReasonCode::DiskStorageFull => "DISK_STORAGE_FULL",
-            ReasonCode::InternalPlatformError => "INTERNAL_PLATFORM_ERROR",
-        }
-    }
-}
-
-/// Why a build failed.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The archive is refused.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    /// The Dockerfile is wrong, or asks for what is not supported.
-    #[error(transparent)]
-    Dockerfile(#[from] DockerfileError),
-    /// A command failed.
-    #[error("Dockerfile line {line}: the command failed with exit code {code}: {title}")]
-    Command {
-        /// The line of the instruction.
-        line: usize,
-        /// Its first line.
-        title: String,
-        /// The exit code; 128 and the signal's number if one ended it.
-        code: i32,
-    },
-    /// A step could not be done.
-    #[error("Dockerfile line {line}: {title}")]
-    Step {
-        /// The line of the instruction.
-        line: usize,
-        /// Its first line.
-        title: String,
-        /// The cause.
-        #[source]
-        source: StepError,
-    },
-    /// The host's own affair.
-    #[error("cannot {attempt}")]
-    Host {
-        /// What was tried.
-        attempt: &'static str,
-        /// The cause.
-        #[source]
-        source: StepError,
-    },
-}
-
-/// What can go wrong in a step.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// In the build machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// With a disk's file.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// With the base image.
-    #[error(transparent)]
-    Base(#[from] BaseError),
-    /// With the host.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl BuildError {
-    /// The service's code.
-    #[must_use]
-    pub fn code(&self) -> ReasonCode {
-        match self {
-            BuildError::Archive(ArchiveError::NoDockerfile(_)) => {
-                ReasonCode::ArchiveDockerfileNotFound
-            }
-            BuildError::Archive(ArchiveError::TooLargeUnpacked) => ReasonCode::DiskStorageFull,
-            BuildError::Archive(ArchiveError::Read { .. }) => ReasonCode::InternalPlatformError,
-            BuildError::Archive(_) => ReasonCode::ArchiveInvalid,
-            BuildError::Dockerfile(_) | BuildError::Command { .. } => {
-                ReasonCode::ContainerBuildFailed
-            }
-            BuildError::Step { source, .. } | BuildError::Host { source, .. } => source.code(),
-        }
-    }
-}
-
-impl StepError {
-    fn code(&self) -> ReasonCode {
-        match self {
-            StepError::Machine(MachineError::Refused(_)) => ReasonCode::ContainerBuildFailed,
-            StepError::Machine(MachineError::DiskFull(_)) => ReasonCode::DiskStorageFull,
-            StepError::Disk(error) if error.is_full() => ReasonCode::DiskStorageFull,
-            _ => ReasonCode::InternalPlatformError,
-        }
-    }
-}
-
-fn host<E: Into<StepError>>(attempt: &'static str) -> impl FnOnce(E) -> BuildError {
-    move |source| BuildError::Host { attempt, source: source.into() }
-}
 
 /// What a build says while it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,7 +42,20 @@ pub enum Event<'a> {
     Line(&'a str),
 }
 
-/// Hears what a build says.
+/// As a line of a log.
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Step { number, count, title, is_cached } => {
+                let cached = if *is_cached { "CACHED " } else { "" };
+                write!(f, "[{number}/{count}] {cached}{title}")
+            }
+            Event::Line(line) => f.write_str(line),
+        }
+    }
+}
+
+/// Hears what a build says, each line as it comes.
 pub type Log<'a> = &'a mut dyn FnMut(Event);
 
 /// What is to be built.
@@ -171,17 +63,29 @@ pub type Log<'a> = &'a mut dyn FnMut(Event);
 pub struct BuildRequest {
     /// The zip.
     pub archive: PathBuf,
-    /// Where the root disk goes.
+    /// Where the root disk goes. What was there is replaced when the new one is whole; until then it
+    /// grows beside it, with `.partial` at the end of its name.
     pub disk: PathBuf,
+    /// The size of the root disk, if it is another one than that of the settings.
+    pub disk_bytes: Option<u64>,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
     /// Whether results of earlier builds are not to be used.
     pub no_cache: bool,
+    /// Ends it before its time.
+    pub cancel: Cancel,
 }
 
-/// A build that succeeded. Its disk is where it was asked for.
+/// A build that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
+    /// The root disk: ext4, from which a machine boots with `rotifer.root=/dev/vda
+    /// rotifer.rootfstype=ext4 rw`.
+    pub disk: PathBuf,
+    /// How large it is for the machine.
+    pub disk_bytes: u64,
+    /// What it takes on the host.
+    pub stored_bytes: u64,
     /// What the image says of itself.
     pub config: ImageConfig,
     /// Steps that were done.
@@ -201,15 +105,16 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Opens the store and the cache.
+    /// Opens the store and the cache, and removes what builds that were killed have left.
     ///
     /// # Errors
     /// What the host says.
-    pub fn new(settings: Settings) -> Result<Self, BuildError> {
+    pub fn new(settings: Settings) -> Result<Self, Failure> {
         let store = Store::open(&settings.store, settings.aliases.clone())
             .map_err(host("open the store of base images"))?;
         let cache = Cache::open(settings.store.join("steps"), settings.cache_bytes)
             .map_err(host("open the cache"))?;
+        workspace::sweep(&settings.store).map_err(host("remove what old builds have left"))?;
         Ok(Self { settings, store, cache })
     }
 
@@ -217,23 +122,32 @@ impl Builder {
     ///
     /// # Errors
     /// Why it failed, with the line of the Dockerfile if it is one's fault.
-    pub fn build(&self, request: &BuildRequest, log: Log) -> Result<Built, BuildError> {
+    pub fn build(&self, request: &BuildRequest, log: Log) -> Result<Built, Failure> {
+        let limit = self.settings.build_timeout();
+        let _going = request.cancel.begin(limit);
+        let result = self.build_uncanceled(request, log);
+        match request.cancel.why() {
+            Some(Why::Asked) => Err(Failure::Canceled),
+            Some(Why::Timeout) => Err(Failure::Timeout { limit }),
+            None => result,
+        }
+    }
+
+    fn build_uncanceled(&self, request: &BuildRequest, log: Log) -> Result<Built, Failure> {
         let context = Context::open(&request.archive)?;
-        let inputs = Inputs {
-            context: &context,
-            bases: &self.store,
-            args: &request.args,
-            disk_bytes: self.settings.disk_bytes,
-        };
+        let disk_bytes = request.disk_bytes.unwrap_or(self.settings.disk_bytes);
+        let inputs =
+            Inputs { context: &context, bases: &self.store, args: &request.args, disk_bytes };
         let plan = Plan::new(&context.dockerfile()?, &inputs)?;
-        let work = TempDir::new_in(&self.settings.store)
+        let work = Workspace::new(&self.settings.store)
             .map_err(host("make a directory for the build"))?;
         let mut build = Build {
             builder: self,
             request,
+            disk_bytes,
             context: &context,
             plan: &plan,
-            work: work.path(),
+            work: &work,
             number: 0,
             done_count: 0,
             said_bytes: 0,
@@ -246,8 +160,12 @@ impl Builder {
         }
         let (done_count, count) = (build.done_count, build.number);
         let config = plan.config().cloned().unwrap_or_default();
-        disks::copy(&build.disk(&key), &request.disk).map_err(host("write the root disk"))?;
-        Ok(Built { config, done_count, cached_count: count - done_count, key })
+        let disk = request.disk.clone();
+        disks::copy(&build.disk(&key), &disk).map_err(host("write the root disk"))?;
+        let stored = fs::metadata(&disk).map_err(host("look at the root disk"))?;
+        let stored_bytes = stored.blocks() * disks::STAT_BLOCK_BYTES;
+        let cached_count = count - done_count;
+        Ok(Built { disk, disk_bytes, stored_bytes, config, done_count, cached_count, key })
     }
 }
 
@@ -255,10 +173,11 @@ impl Builder {
 struct Build<'a> {
     builder: &'a Builder,
     request: &'a BuildRequest,
+    disk_bytes: u64,
     context: &'a Context,
     plan: &'a Plan,
     /// Disks that this build has made or taken, by their keys.
-    work: &'a Path,
+    work: &'a Workspace,
     number: usize,
     done_count: usize,
     said_bytes: usize,
@@ -267,7 +186,7 @@ struct Build<'a> {
 
 impl Build<'_> {
     fn disk(&self, key: &str) -> PathBuf {
-        self.work.join(format!("{key}.ext4"))
+        self.work.join(&format!("{key}.ext4"))
     }
 
     fn say_step(&mut self, title: &str, is_cached: bool) {
@@ -278,7 +197,7 @@ impl Build<'_> {
     }
 
     /// Takes a disk from the cache; whether it was there.
-    fn take(&self, key: &str) -> Result<bool, BuildError> {
+    fn take(&self, key: &str) -> Result<bool, Failure> {
         let disk = self.disk(key);
         if disk.exists() {
             return Ok(true);
@@ -287,7 +206,7 @@ impl Build<'_> {
     }
 
     /// Does what of a stage is not there yet; its disk is in the working directory then.
-    fn stage(&mut self, stage: &Stage) -> Result<(), BuildError> {
+    fn stage(&mut self, stage: &Stage) -> Result<(), Failure> {
         let keys: Vec<&Key> =
             [&stage.start_key].into_iter().chain(stage.steps.iter().map(|it| &it.key)).collect();
         let usable =
@@ -318,11 +237,11 @@ impl Build<'_> {
         stage: &Stage,
         from: Option<&Key>,
         known_count: usize,
-    ) -> Result<(), BuildError> {
+    ) -> Result<(), Failure> {
         let disk = self.work.join("stage.ext4");
         match from {
             Some(key) => disks::copy(&self.disk(key), &disk).map_err(host("copy a disk"))?,
-            None => disks::make_empty(&disk, self.builder.settings.disk_bytes)
+            None => disks::make_empty(&disk, self.disk_bytes)
                 .map_err(host("make a disk"))?,
         }
         let steps = stage.steps.get(known_count.saturating_sub(1)..).unwrap_or_default();
@@ -331,21 +250,19 @@ impl Build<'_> {
         for root in &roots {
             sources.push(self.source(root)?);
         }
-        let caches = Caches::open(&self.builder.settings.store, steps)
-            .map_err(host("open the disk of the caches"))?;
+        let caches = self.caches(steps)?;
         let drives = Drives { stage: &disk, caches: &caches.path, sources: &sources };
         let network =
             steps.iter().any(|step| matches!(&step.action, Action::Run(run) if run.network));
-        let machine = Machine::start(&self.builder.settings, &drives, network)
-            .map_err(host("start a build machine"))?;
+        let machine = self.machine(&drives, network)?;
         if known_count == 0 {
             self.say_step(&stage.title, false);
-            self.start_root(&machine, &stage.start).map_err(|source| BuildError::Step {
+            self.start_root(&machine, &stage.start).map_err(|source| Failure::Step {
                 line: stage.line,
                 title: stage.title.clone(),
                 source,
             })?;
-            self.keep(&machine, &disk, &stage.start_key)?;
+            self.keep(&disk, &stage.start_key)?;
         }
         machine.mount().map_err(host("mount the disk"))?;
         for (index, step) in steps.iter().enumerate() {
@@ -354,7 +271,7 @@ impl Build<'_> {
             let is_last = index + 1 == steps.len();
             if is_last || matches!(step.action, Action::Run(_)) {
                 machine.unmount().map_err(host("unmount the disk"))?;
-                self.keep(&machine, &disk, &step.key)?;
+                self.keep(&disk, &step.key)?;
                 if !is_last {
                     machine.mount().map_err(host("mount the disk"))?;
                 }
@@ -365,26 +282,38 @@ impl Build<'_> {
     }
 
     /// Keeps what the disk is now, as the result of a step. It is not mounted.
-    fn keep(&self, _machine: &Machine, disk: &Path, key: &Key) -> Result<(), BuildError> {
-        self.builder.cache.put(key, disk).map_err(host("keep a step's result"))?;
+    fn keep(&self, disk: &Path, key: &Key) -> Result<(), Failure> {
+        let copy = self.work.join("copy.ext4");
+        disks::copy(disk, &copy).map_err(host("copy a step's result"))?;
+        self.builder.cache.put(key, &copy).map_err(host("keep a step's result"))?;
         self.take(key).map(drop)
     }
 
+    fn caches(&self, steps: &[Step]) -> Result<Caches, Failure> {
+        let (store, cancel) = (&self.builder.settings.store, &self.request.cancel);
+        Caches::open(store, self.work.path(), steps, cancel)
+            .map_err(host("open the disk of the caches"))
+    }
+
+    fn machine(&self, drives: &Drives, network: bool) -> Result<Machine, Failure> {
+        let cancel = &self.request.cancel;
+        Machine::start(&self.builder.settings, drives, network, self.work.path(), cancel)
+            .map_err(host("start a build machine"))
+    }
+
     /// The disk of a root that is copied from.
-    fn source(&mut self, root: &Root) -> Result<PathBuf, BuildError> {
-        let key = root_key(root, &self.plan.stages, self.builder.settings.disk_bytes);
+    fn source(&mut self, root: &Root) -> Result<PathBuf, Failure> {
+        let key = root_key(root, &self.plan.stages, self.disk_bytes);
         if !self.take(&key)? {
             // A stage was built before; an image may be used for nothing else.
             let disk = self.work.join("image.ext4");
-            disks::make_empty(&disk, self.builder.settings.disk_bytes)
+            disks::make_empty(&disk, self.disk_bytes)
                 .map_err(host("make a disk"))?;
-            let caches = Caches::open(&self.builder.settings.store, &[])
-                .map_err(host("open the disk of the caches"))?;
+            let caches = self.caches(&[])?;
             let drives = Drives { stage: &disk, caches: &caches.path, sources: &[] };
-            let machine = Machine::start(&self.builder.settings, &drives, false)
-                .map_err(host("start a build machine"))?;
+            let machine = self.machine(&drives, false)?;
             self.start_root(&machine, root).map_err(host("unpack an image"))?;
-            self.keep(&machine, &disk, &key)?;
+            self.keep(&disk, &key)?;
         }
         Ok(self.disk(&key))
     }
@@ -425,8 +354,8 @@ impl Build<'_> {
         Ok(machine.unmount()?)
     }
 
-    fn step(&mut self, machine: &Machine, step: &Step, roots: &[&Root]) -> Result<(), BuildError> {
-        let failed = |source: StepError| BuildError::Step {
+    fn step(&mut self, machine: &Machine, step: &Step, roots: &[&Root]) -> Result<(), Failure> {
+        let failed = |source: StepError| Failure::Step {
             line: step.line,
             title: step.title.clone(),
             source,
@@ -445,7 +374,7 @@ impl Build<'_> {
         if let Action::Run(_) = &step.action {
             let code = machine.status().map_err(|source| failed(source.into()))?;
             if code != 0 {
-                return Err(BuildError::Command {
+                return Err(Failure::Command {
                     line: step.line,
                     title: step.title.clone(),
                     code,
@@ -530,50 +459,4 @@ impl Say<'_, '_> {
             (self.log)(Event::Line("(more output than is kept; the rest is left out)"));
         }
     }
-}
-
-/// The disk of the caches, which one build has at a time; an empty one of its own for a build that mounts
-/// none.
-struct Caches {
-    path: PathBuf,
-    _lock: Option<File>,
-    _own: Option<TempDir>,
-}
-
-impl Caches {
-    fn open(store: &Path, steps: &[Step]) -> io::Result<Self> {
-        let mounts = steps.iter().filter_map(|step| match &step.action {
-            Action::Run(run) => Some(&run.mounts),
-            _ => None,
-        });
-        if !mounts.flatten().any(|it| matches!(it.kind, MountKind::Cache { .. })) {
-            let own = TempDir::new_in(store)?;
-            let path = own.path().join("no-caches");
-            File::create(&path)?.set_len(1 << 20)?;
-            return Ok(Self { path, _lock: None, _own: Some(own) });
-        }
-        let path = store.join("caches.ext4");
-        let lock = File::create(store.join("caches.lock"))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
-        let disk = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-        if disk.metadata()?.len() == 0 {
-            disk.set_len(CACHES_BYTES)?;
-        }
-        Ok(Self { path, _lock: Some(lock), _own: None })
-    }
-}
-
-/// Removes what a build that was killed left in the store.
-///
-/// # Errors
-/// What the host says.
-pub fn clean(store: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(store)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with(".tmp") && path.is_dir() {
-            fs::remove_dir_all(path)?;
-        }
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 const COPY_BYTES: usize = 1 << 20;
 /// What `st_blocks` counts in.
-const STAT_BLOCK_BYTES: u64 = 512;
+pub(crate) const STAT_BLOCK_BYTES: u64 = 512;
 
 /// A disk's file could not be handled.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +44,14 @@ pub fn make_empty(path: &Path, bytes: u64) -> Result<(), DiskError> {
 }
 
 /// Makes `to` a copy of `from`: by reference where the file system can, else of what is not a hole. A
-/// copy that is whole appears under its name at once.
+/// copy that is whole appears under its name at once; it grows beside it.
 ///
 /// # Errors
 /// What the host says.
 pub fn copy(from: &Path, to: &Path) -> Result<(), DiskError> {
-    let partial = to.with_extension(format!("partial-{}", std::process::id()));
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
     let result = copy_content(from, &partial)
         .and_then(|()| fs::rename(&partial, to).map_err(failed("name", to)));
     if result.is_err() {
@@ -149,12 +151,12 @@ impl Cache {
         self.path(key).exists()
     }
 
-    /// Keeps a copy of a disk as the result of a step, and makes room for it.
+    /// Keeps a disk, which is moved from where it is, as the result of a step, and makes room for it.
     ///
     /// # Errors
     /// What the host says.
     pub fn put(&self, key: &str, disk: &Path) -> Result<(), DiskError> {
-        copy(disk, &self.path(key))?;
+        fs::rename(disk, self.path(key)).map_err(failed("keep", disk))?;
         self.evict(key)
     }
 

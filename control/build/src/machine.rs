@@ -1,11 +1,14 @@
 //! The build machine: a microVM that is thrown away after its stage.
 
-use crate::network::{Network, PROXY_PORT};
+use crate::cancel::{Cancel, Process};
+use crate::network::PROXY_PORT;
 use crate::protocol::{
     CACHES, EXIT_DISK_FULL, EXIT_REFUSED, FORWARD_READY, Forward, Request, STATUS_FILE,
 };
 use crate::proxy;
+use crate::service::Service;
 use crate::settings::Settings;
+use crate::tail::Tail;
 use rotifer_agent::client::{AgentClient, ClientError, ExecEvent, ExecStream};
 use rotifer_agent::exec::ExecRequest;
 use rotifer_agent::limits::AGENT_PORT;
@@ -13,10 +16,10 @@ use rotifer_agent::process::Exit;
 use rotifer_agent::process::spec::Capabilities;
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixListener;
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -33,9 +36,8 @@ const STAGE_DEVICE: &str = "/dev/vdb";
 const CACHES_DEVICE: &str = "/dev/vdc";
 /// The first of the devices that are copied from.
 const FIRST_SOURCE: u8 = b'd';
-/// What is kept of the machine's console for an error.
-const CONSOLE_TAIL_LINES: usize = 20;
 const FEED_BYTES: usize = 64 * 1024;
+const CONSOLE_READ_BYTES: usize = 4 * 1024;
 
 /// Why a machine did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -92,11 +94,13 @@ pub struct Drives<'a> {
 
 /// A build machine that runs. Dropping it ends it.
 pub struct Machine {
-    process: Child,
+    process: Process,
     agent: AgentClient,
-    console: Arc<Mutex<Vec<String>>>,
+    console: Arc<Mutex<Tail>>,
     /// Ends with it: the forwarder.
     _forwarder: Option<ExecStream>,
+    /// What it can connect to.
+    _services: Vec<Service>,
     _directory: TempDir,
 }
 
@@ -106,7 +110,7 @@ enum Event {
 }
 
 impl Machine {
-    /// Boots a machine and prepares it: the worker, the mounts, the network.
+    /// Boots a machine and prepares it: the worker, the mounts, the network. Its sockets are in `work`.
     ///
     /// # Errors
     /// It does not come up.
@@ -114,38 +118,35 @@ impl Machine {
         settings: &Settings,
         drives: &Drives,
         network: bool,
+        work: &Path,
+        cancel: &Cancel,
     ) -> Result<Self, MachineError> {
-        let directory = TempDir::new().map_err(failed("make a directory for sockets"))?;
-        let vsock = directory.path().join("v.sock");
+        let directory =
+            TempDir::with_prefix_in("m", work).map_err(failed("make a directory for sockets"))?;
+        let vsock = directory.path().join("v");
         let config = directory.path().join("vm.json");
         fs::write(&config, configuration(settings, drives, &vsock).to_string())
             .map_err(failed("write the machine's configuration"))?;
         let (sender, events) = mpsc::channel();
-        await_ready(&vsock, sender.clone())?;
+        let mut services = vec![await_ready(&vsock, sender.clone())?];
         if let Some(network) = settings.network.as_ref().filter(|_| network) {
-            proxy::serve(&port_socket(&vsock, PROXY_PORT.into()), Arc::new(network.clone()))
+            let socket = port_socket(&vsock, PROXY_PORT.into());
+            let proxy = proxy::serve(&socket, Arc::new(network.clone()))
                 .map_err(failed("serve the forward proxy"))?;
+            services.push(proxy);
         }
-        let mut process = Command::new(&settings.vmm)
-            .arg("--config-file")
-            .arg(&config)
-            .arg("--no-api")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed(format!("run {}", settings.vmm.display())))?;
-        let console = Arc::default();
-        let streams = [
-            process.stdout.take().map(|it| Box::new(it) as Box<dyn Read + Send>),
-            process.stderr.take().map(|it| Box::new(it) as Box<dyn Read + Send>),
-        ];
-        for stream in streams.into_iter().flatten() {
-            collect(stream, Arc::clone(&console), sender.clone());
-        }
+        let process = launch(&settings.vmm, &config, &sender)?;
+        cancel.watch(&process.0);
         let agent =
             AgentClient::over_vsock(&vsock, AGENT_PORT).with_timeout(settings.step_timeout());
-        let mut machine = Self { process, agent, console, _forwarder: None, _directory: directory };
+        let mut machine = Self {
+            process: process.0,
+            agent,
+            console: process.1,
+            _forwarder: None,
+            _services: services,
+            _directory: directory,
+        };
         machine.await_boot(&events)?;
         machine.install(&settings.worker)?;
         if network && settings.network.is_some() {
@@ -160,8 +161,8 @@ impl Machine {
             Ok(Event::Ended) => "ended before it was ready",
             Err(_) => "did not boot in time",
         };
-        let lines = self.console.lock().unwrap_or_else(PoisonError::into_inner);
-        Err(MachineError::Dead { what, tail: lines.join(" | ") })
+        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        Err(MachineError::Dead { what, tail: console.text().lines().collect::<Vec<_>>().join(" | ") })
     }
 
     fn install(&self, worker: &Path) -> Result<(), MachineError> {
@@ -174,15 +175,13 @@ impl Machine {
     fn start_forwarder(&mut self) -> Result<(), MachineError> {
         let mut stream = self.start_worker(&Request::Forward(Forward { port: PROXY_PORT }))?;
         stream.close_stdin()?;
-        let mut said = Vec::new();
+        let mut said = Tail::default();
         loop {
             match stream.next_event()? {
-                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => said.extend(bytes),
-                ExecEvent::Exit(_) => {
-                    return Err(MachineError::Failed(String::from_utf8_lossy(&said).into()));
-                }
+                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => said.push(&bytes),
+                ExecEvent::Exit(_) => return Err(MachineError::Failed(said.text())),
             }
-            if String::from_utf8_lossy(&said).contains(FORWARD_READY) {
+            if said.text().contains(FORWARD_READY) {
                 self._forwarder = Some(stream);
                 return Ok(());
             }
@@ -291,15 +290,15 @@ impl Machine {
             stream.close_stdin()?;
         }
         // A worker that ended early broke the stream, and says why.
-        let mut last_words = Vec::new();
+        let mut last_words = Tail::default();
         loop {
             match stream.next_event() {
                 Ok(ExecEvent::Stdout(bytes)) => output(&bytes),
                 Ok(ExecEvent::Stderr(bytes)) => {
                     output(&bytes);
-                    last_words.extend(bytes);
+                    last_words.push(&bytes);
                 }
-                Ok(ExecEvent::Exit(report)) => return judge(report.exit, &last_words),
+                Ok(ExecEvent::Exit(report)) => return judge(report.exit, &last_words.text()),
                 Err(error) => return Err(broken.unwrap_or(error).into()),
             }
         }
@@ -317,9 +316,8 @@ impl Machine {
     }
 }
 
-fn judge(exit: Exit, last_words: &[u8]) -> Result<(), MachineError> {
-    let text = String::from_utf8_lossy(last_words);
-    let last = text.trim().lines().last().unwrap_or_default().to_owned();
+fn judge(exit: Exit, last_words: &str) -> Result<(), MachineError> {
+    let last = last_words.trim().lines().last().unwrap_or_default().to_owned();
     match exit {
         Exit::Code(0) => Ok(()),
         Exit::Code(EXIT_DISK_FULL) => Err(MachineError::DiskFull(last)),
@@ -353,8 +351,7 @@ impl Write for Feed<'_> {
 impl Drop for Machine {
     fn drop(&mut self) {
         // It may have ended by itself, and nothing of it is needed any more.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.process.end();
     }
 }
 
@@ -397,37 +394,51 @@ fn port_socket(vsock: &Path, port: u32) -> PathBuf {
 }
 
 /// The guest's agent connects to the host when it serves.
-fn await_ready(vsock: &Path, sender: Sender<Event>) -> Result<(), MachineError> {
-    let listener = UnixListener::bind(port_socket(vsock, AGENT_PORT))
-        .map_err(failed("listen for the agent"))?;
-    thread::spawn(move || {
-        if listener.accept().is_ok() {
-            let _nobody_waits = sender.send(Event::Ready);
-        }
-    });
-    Ok(())
+fn await_ready(vsock: &Path, sender: Sender<Event>) -> Result<Service, MachineError> {
+    let ready = move |_connection| {
+        let _nobody_waits = sender.send(Event::Ready);
+    };
+    Service::start(&port_socket(vsock, AGENT_PORT), ready).map_err(failed("listen for the agent"))
 }
 
-/// Keeps the last lines of a stream, and says when it ends.
-fn collect(
-    stream: impl Read + Send + 'static,
-    into: Arc<Mutex<Vec<String>>>,
-    sender: Sender<Event>,
-) {
+/// Starts the VMM, which ends with the thread that started it, and what collects its output.
+fn launch(
+    vmm: &Path,
+    config: &Path,
+    sender: &Sender<Event>,
+) -> Result<(Process, Arc<Mutex<Tail>>), MachineError> {
+    let mut command = Command::new(vmm);
+    command.arg("--config-file").arg(config).arg("--no-api");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let parent = std::process::id();
+    let end_with_parent = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The parent may have been killed before it could be said.
+        let is_there = rustix::process::getppid().is_some_and(|it| it.as_raw_pid() as u32 == parent);
+        if is_there { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    };
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(end_with_parent) };
+    let mut child = command.spawn().map_err(failed(format!("run {}", vmm.display())))?;
+    let console = Arc::<Mutex<Tail>>::default();
+    let streams = [
+        child.stdout.take().map(|it| Box::new(it) as Box<dyn Read + Send>),
+        child.stderr.take().map(|it| Box::new(it) as Box<dyn Read + Send>),
+    ];
+    for stream in streams.into_iter().flatten() {
+        collect(stream, Arc::clone(&console), sender.clone());
+    }
+    Ok((Process::new(child), console))
+}
+
+/// Keeps the end of a stream, and says when it ends.
+fn collect(mut stream: impl Read + Send + 'static, into: Arc<Mutex<Tail>>, sender: Sender<Event>) {
     thread::spawn(move || {
-        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-            let mut lines = into.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.len() == CONSOLE_TAIL_LINES {
-                lines.remove(0);
-            }
-            lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+        let mut buffer = [0; CONSOLE_READ_BYTES];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            let mut console = into.lock().unwrap_or_else(PoisonError::into_inner);
+            console.push(buffer.get(..count).unwrap_or_default());
         }
         let _nobody_waits = sender.send(Event::Ended);
     });
-}
-
-/// Whether a `RUN` of these settings has a network, for its variables.
-#[must_use]
-pub fn network_of(settings: &Settings) -> Option<&Network> {
-    settings.network.as_ref()
 }

@@ -89,11 +89,9 @@ fn build(arguments: &Arguments, archive: PathBuf, disk: PathBuf) -> Result<()> {
     let file = arguments.settings.as_ref().context("--settings FILE is missing")?;
     let builder = Builder::new(Settings::read(file)?)?;
     let (args, no_cache) = (arguments.args.clone(), arguments.no_cache);
-    let request = BuildRequest { archive, disk, args, no_cache };
+    let request = BuildRequest { archive, disk, args, no_cache, ..BuildRequest::default() };
     let result = builder.build(&request, &mut |event| match event {
-        Event::Step { number, count, title, is_cached } => {
-            println!("[{number}/{count}] {}{title}", if is_cached { "CACHED " } else { "" });
-        }
+        Event::Step { .. } => println!("{event}"),
         Event::Line(line) => println!("    {line}"),
     });
     let built = result.map_err(|error| {

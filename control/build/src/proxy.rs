@@ -6,9 +6,10 @@
 
 use crate::limits::{PROXY_CONNECTIONS_MAX, PROXY_HEAD_MAX_BYTES, PROXY_HEADERS_MAX};
 use crate::network::Network;
+use crate::service::Service;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -23,28 +24,25 @@ const READ_BYTES: usize = 8 * 1024;
 const HOP_HEADERS: [&str; 5] =
     ["connection", "proxy-connection", "proxy-authorization", "keep-alive", "host"];
 
-/// Serves connections until the listener's file is gone with its directory and the process ends. The
-/// number of threads is bounded.
+/// Serves connections until the result is dropped. The number of threads is bounded.
 ///
 /// # Errors
 /// The socket cannot be made.
-pub fn serve(socket: &Path, network: Arc<Network>) -> io::Result<()> {
-    let listener = UnixListener::bind(socket)?;
+pub(crate) fn serve(socket: &Path, network: Arc<Network>) -> io::Result<Service> {
     let open = Arc::new(());
-    thread::spawn(move || {
-        while let Ok((client, _)) = listener.accept() {
-            if Arc::strong_count(&open) > PROXY_CONNECTIONS_MAX {
-                continue; // dropped: its program tries again
-            }
-            let (slot, network) = (open.clone(), network.clone());
-            thread::spawn(move || {
-                // What goes wrong on a connection, its client is told or sees.
-                let _ = answer(client, &network);
-                drop(slot);
-            });
+    Service::start(socket, move |client| {
+        if Arc::strong_count(&open) > PROXY_CONNECTIONS_MAX {
+            return; // dropped: its program tries again
         }
-    });
-    Ok(())
+        let (slot, network) = (open.clone(), network.clone());
+        let answer = move || {
+            // What goes wrong on a connection, its client is told or sees.
+            let _ = answer(client, &network);
+            drop(slot);
+        };
+        // Without a thread the connection is dropped as well.
+        let _ = thread::Builder::new().name("build-proxy".into()).spawn(answer);
+    })
 }
 
 /// What a request wants.

@@ -36,9 +36,12 @@ pub struct Settings {
     /// A build machine's memory, in MiB.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u32,
-    /// How long one step may take, in seconds.
+    /// How long a step may be silent, in seconds.
     #[serde(default = "default_step_timeout_s")]
     pub step_timeout_s: u64,
+    /// How long a build may take, in seconds.
+    #[serde(default = "default_build_timeout_s")]
+    pub build_timeout_s: u64,
     /// Names of base images that stand for others.
     #[serde(default)]
     pub aliases: BTreeMap<String, String>,
@@ -68,6 +71,10 @@ fn default_memory_mib() -> u32 {
 
 fn default_step_timeout_s() -> u64 {
     30 * 60
+}
+
+fn default_build_timeout_s() -> u64 {
+    2 * 60 * 60
 }
 
 /// Why the file is of no use.
@@ -137,10 +144,16 @@ impl Settings {
         Ok(settings)
     }
 
-    /// How long one step may take.
+    /// How long a step may be silent.
     #[must_use]
     pub fn step_timeout(&self) -> Duration {
         Duration::from_secs(self.step_timeout_s)
+    }
+
+    /// How long a build may take.
+    #[must_use]
+    pub fn build_timeout(&self) -> Duration {
+        Duration::from_secs(self.build_timeout_s)
     }
 }
 
