@@ -75,7 +75,7 @@ pub fn kernel(paths: &Paths) -> Result<PathBuf> {
 /// The worker, a base image from Debian's packages, and this machine's mirrors and certificates, which
 /// the emulated host does not see otherwise.
 fn build_inputs(paths: &Paths, artifacts: &Path) -> Result<()> {
-    let worker = cargo::build(paths, "rotifer-build", "rotifer-build-worker")?;
+    let worker = cargo::build(paths, "rotifer-build-worker", "rotifer-build-worker")?;
     cargo::publish(&worker, &artifacts.join("rotifer-build-worker"))?;
     let builder = |arguments: &[&str]| {
         let mut cargo = paths.cargo();

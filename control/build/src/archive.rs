@@ -4,12 +4,12 @@
 //! learn its digest, with a count kept of what comes out. After that a [`Context`] is a list of names
 //! with digests; contents are read again when a step wants them.
 
-use crate::glob;
 use crate::ignore::Ignore;
 use crate::limits::{
     ARCHIVE_ENTRIES_MAX, ARCHIVE_MAX_BYTES, CONTEXT_MAX_BYTES, DOCKERFILE_MAX_BYTES, LINKS_MAX,
     NAME_MAX_BYTES, PATH_MAX_BYTES,
 };
+use rotifer_build_worker::glob;
 use sha2::{Digest as _, Sha256};
 use std::cell::RefCell;
 use std::collections::BTreeMap;

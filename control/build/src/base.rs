@@ -8,7 +8,7 @@ pub mod import;
 
 use crate::image::ImageConfig;
 use crate::plan::{BaseInfo, Bases, hex};
-use crate::protocol::Compression;
+use rotifer_build_worker::protocol::Compression;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;

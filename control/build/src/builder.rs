@@ -12,11 +12,13 @@ use crate::machine::{Drives, Machine, ROOT};
 use crate::plan::{
     Action, Inputs, Key, Plan, Root, RunAction, Stage, Step, make_directory, root_key,
 };
-use crate::protocol::{Compression, CopyBetween, MountKind, Pack, Request, Run, Target, Unpack};
 use crate::settings::Settings;
 use crate::tarball;
 use crate::workspace::{self, Workspace};
 use rotifer_agent::logs::LineSplitter;
+use rotifer_build_worker::protocol::{
+    Compression, CopyBetween, MountKind, Pack, Request, Run, Target, Unpack,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -139,8 +141,8 @@ impl Builder {
         let inputs =
             Inputs { context: &context, bases: &self.store, args: &request.args, disk_bytes };
         let plan = Plan::new(&context.dockerfile()?, &inputs)?;
-        let work = Workspace::new(&self.settings.store)
-            .map_err(host("make a directory for the build"))?;
+        let work =
+            Workspace::new(&self.settings.store).map_err(host("make a directory for the build"))?;
         let mut build = Build {
             builder: self,
             request,
@@ -241,8 +243,7 @@ impl Build<'_> {
         let disk = self.work.join("stage.ext4");
         match from {
             Some(key) => disks::copy(&self.disk(key), &disk).map_err(host("copy a disk"))?,
-            None => disks::make_empty(&disk, self.disk_bytes)
-                .map_err(host("make a disk"))?,
+            None => disks::make_empty(&disk, self.disk_bytes).map_err(host("make a disk"))?,
         }
         let steps = stage.steps.get(known_count.saturating_sub(1)..).unwrap_or_default();
         let roots = stage.copied_roots();
@@ -307,8 +308,7 @@ impl Build<'_> {
         if !self.take(&key)? {
             // A stage was built before; an image may be used for nothing else.
             let disk = self.work.join("image.ext4");
-            disks::make_empty(&disk, self.disk_bytes)
-                .map_err(host("make a disk"))?;
+            disks::make_empty(&disk, self.disk_bytes).map_err(host("make a disk"))?;
             let caches = self.caches(&[])?;
             let drives = Drives { stage: &disk, caches: &caches.path, sources: &[] };
             let machine = self.machine(&drives, false)?;
@@ -374,11 +374,7 @@ impl Build<'_> {
         if let Action::Run(_) = &step.action {
             let code = machine.status().map_err(|source| failed(source.into()))?;
             if code != 0 {
-                return Err(Failure::Command {
-                    line: step.line,
-                    title: step.title.clone(),
-                    code,
-                });
+                return Err(Failure::Command { line: step.line, title: step.title.clone(), code });
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use crate::cancel::Cancel;
 use crate::plan::{Action, Step};
-use crate::protocol::MountKind;
+use rotifer_build_worker::protocol::MountKind;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io;

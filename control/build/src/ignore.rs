@@ -1,8 +1,8 @@
 //! `.dockerignore`: what of the archive no `COPY` sees.
 
-use crate::glob;
 use crate::limits::IGNORE_PATTERNS_MAX;
 use globset::GlobMatcher;
+use rotifer_build_worker::glob;
 
 /// The patterns in their order: the last one that matches decides.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! Image builds: from a zip with a Dockerfile to a root disk, without a Docker engine.
 //!
 //! [`archive`] looks at the zip, [`plan`] decides what is to be done, [`builder`] does what [`disks`] does
-//! not have yet, in a [`machine`] that is thrown away, where [`worker`] acts. `docs/image-builds.md` tells
+//! not have yet, in a [`machine`] that is thrown away, where `rotifer_build_worker` acts. `docs/image-builds.md` tells
 //! users what they can write and operators what they can set.
 
 //!
@@ -16,20 +16,17 @@ pub mod disks;
 pub mod dockerfile;
 pub mod expand;
 pub mod failure;
-pub mod glob;
 pub mod ignore;
 pub mod image;
 pub mod limits;
 pub mod machine;
 pub mod network;
 pub mod plan;
-pub mod protocol;
 pub mod proxy;
 mod service;
 pub mod settings;
 mod tail;
 mod tarball;
-pub mod worker;
 mod workspace;
 
 pub use builder::{BuildRequest, Builder, Built, Event, Log};

@@ -1,4 +1,5 @@
-//! Every bound of a build, in one place. `docs/image-builds.md` tells them to users.
+//! Every bound of a build but those of its worker (`rotifer_build_worker::limits`). `docs/image-builds.md`
+//! tells them to users.
 
 /// The largest archive, in bytes.
 pub const ARCHIVE_MAX_BYTES: u64 = 2 << 30;
@@ -35,17 +36,11 @@ pub const EXPAND_DEPTH_MAX: usize = 16;
 pub const LAYERS_MAX: usize = 128;
 /// The largest manifest, index or configuration of an image, in bytes.
 pub const MANIFEST_MAX_BYTES: u64 = 4 << 20;
-/// The most entries of one layer.
-pub const LAYER_ENTRIES_MAX: usize = 2_000_000;
 
 /// What is passed on of one build's output, in bytes. What comes after is counted.
 pub const LOG_MAX_BYTES: usize = 16 << 20;
-/// The largest request to the worker, in bytes.
-pub const REQUEST_MAX_BYTES: u32 = 8 << 20;
 
 /// The longest head of a request to the forward proxy, in bytes.
 pub const PROXY_HEAD_MAX_BYTES: usize = 64 << 10;
 /// The most header lines of such a request.
 pub const PROXY_HEADERS_MAX: usize = 100;
-/// Connections through the forward proxy at the same time.
-pub const PROXY_CONNECTIONS_MAX: usize = 64;

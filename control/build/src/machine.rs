@@ -2,9 +2,6 @@
 
 use crate::cancel::{Cancel, Process};
 use crate::network::PROXY_PORT;
-use crate::protocol::{
-    CACHES, EXIT_DISK_FULL, EXIT_REFUSED, FORWARD_READY, Forward, Request, STATUS_FILE,
-};
 use crate::proxy;
 use crate::service::Service;
 use crate::settings::Settings;
@@ -14,6 +11,9 @@ use rotifer_agent::exec::ExecRequest;
 use rotifer_agent::limits::AGENT_PORT;
 use rotifer_agent::process::Exit;
 use rotifer_agent::process::spec::Capabilities;
+use rotifer_build_worker::protocol::{
+    CACHES, EXIT_DISK_FULL, EXIT_REFUSED, FORWARD_READY, Forward, Request, STATUS_FILE,
+};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -162,7 +162,10 @@ impl Machine {
             Err(_) => "did not boot in time",
         };
         let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
-        Err(MachineError::Dead { what, tail: console.text().lines().collect::<Vec<_>>().join(" | ") })
+        Err(MachineError::Dead {
+            what,
+            tail: console.text().lines().collect::<Vec<_>>().join(" | "),
+        })
     }
 
     fn install(&self, worker: &Path) -> Result<(), MachineError> {
@@ -414,7 +417,8 @@ fn launch(
     let end_with_parent = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         // The parent may have been killed before it could be said.
-        let is_there = rustix::process::getppid().is_some_and(|it| it.as_raw_pid() as u32 == parent);
+        let is_there =
+            rustix::process::getppid().is_some_and(|it| it.as_raw_pid() as u32 == parent);
         if is_there { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     };
     // SAFETY: the closure makes two system calls and allocates nothing.

@@ -147,7 +147,7 @@ impl Network {
         }
         if self.ca_bundle.is_some() {
             for name in CA_VARIABLES {
-                variables.insert(name.into(), crate::protocol::CA_FILE.into());
+                variables.insert(name.into(), rotifer_build_worker::protocol::CA_FILE.into());
             }
         }
         variables

@@ -12,8 +12,8 @@ use crate::archive::Context;
 use crate::dockerfile::{DockerfileError, Source};
 use crate::image::ImageConfig;
 use crate::limits::STAGES_MAX;
-use crate::protocol::{Compression, MakeDirectory, Mount, Target};
 use rotifer_agent::process::spec::APP_FILE;
+use rotifer_build_worker::protocol::{Compression, MakeDirectory, Mount, Target};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -329,7 +329,7 @@ pub fn absolute(directory: &str, path: &str) -> String {
         true => path.to_owned(),
         false => format!("{directory}/{path}"),
     };
-    format!("/{}", crate::glob::clean(&joined))
+    format!("/{}", rotifer_build_worker::glob::clean(&joined))
 }
 
 /// The request of a `WORKDIR`.

@@ -4,9 +4,10 @@
 //! hostile: the head of a request is bounded and parsed by `httparse`, one request is answered on a
 //! connection, and everything after the head is bytes that are passed on.
 
-use crate::limits::{PROXY_CONNECTIONS_MAX, PROXY_HEAD_MAX_BYTES, PROXY_HEADERS_MAX};
+use crate::limits::{PROXY_HEAD_MAX_BYTES, PROXY_HEADERS_MAX};
 use crate::network::Network;
 use crate::service::Service;
+use rotifer_build_worker::limits::PROXY_CONNECTIONS_MAX;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;

@@ -138,7 +138,7 @@ impl Settings {
         if settings.disk_bytes < 16 << 20 || settings.disk_bytes > 32 << 30 {
             return Err(wrong("disk_bytes has to be between 16 MiB and 32 GiB"));
         }
-        if settings.disk_bytes % 4096 != 0 {
+        if !settings.disk_bytes.is_multiple_of(4096) {
             return Err(wrong("disk_bytes has to be a multiple of 4096"));
         }
         Ok(settings)

@@ -25,6 +25,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("guest-agent", "rotifer-agent"),
     ("control", CONTROL),
     ("control/build", "rotifer-build"),
+    ("control/build/worker", "rotifer-build-worker"),
     ("benches", "rotifer-benches"),
     ("xtask", "xtask"),
 ];

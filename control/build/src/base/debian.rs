@@ -8,7 +8,7 @@
 use super::{Base, BaseError, Layer, Store, failed, normalize};
 use crate::image::ImageConfig;
 use crate::plan::hex;
-use crate::protocol::Compression;
+use rotifer_build_worker::protocol::Compression;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};

@@ -4,7 +4,7 @@ use super::{Base, BaseError, Layer, Store, failed, normalize};
 use crate::image::ImageConfig;
 use crate::limits::{LAYERS_MAX, MANIFEST_MAX_BYTES};
 use crate::plan::hex;
-use crate::protocol::Compression;
+use rotifer_build_worker::protocol::Compression;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};

@@ -2,9 +2,9 @@
 
 use super::{Item, ItemContent};
 use crate::archive::{Context, Entry, Kind};
-use crate::glob;
-use crate::protocol::Compression;
 use flate2::read::GzDecoder;
+use rotifer_build_worker::glob;
+use rotifer_build_worker::protocol::Compression;
 use std::io::Read;
 
 /// Where a tar has its magic.

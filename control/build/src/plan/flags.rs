@@ -1,9 +1,9 @@
 //! Options of instructions: those that are known, and a refusal of all others by name.
 
 use super::hex;
-use crate::glob;
-use crate::protocol::{Mount, MountKind};
 use parse_dockerfile::Flag;
+use rotifer_build_worker::glob;
+use rotifer_build_worker::protocol::{Mount, MountKind};
 use sha2::{Digest as _, Sha256};
 
 /// Refuses options that the instruction does not have, or that we do not.

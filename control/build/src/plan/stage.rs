@@ -8,11 +8,11 @@ use crate::dockerfile::{DockerfileError, Source, exec_words, flag, start_of};
 use crate::expand;
 use crate::image::ImageConfig;
 use crate::limits::STAGE_SOURCES_MAX;
-use crate::protocol::{SCRIPT_FILE, Target};
 use parse_dockerfile::{
     AddInstruction, Command, CopyInstruction, Dockerfile, FromInstruction, HealthcheckArguments,
     Instruction, JsonOrStringArray, RunInstruction, Source as CopySource,
 };
+use rotifer_build_worker::protocol::{SCRIPT_FILE, Target};
 use serde_json::json;
 use std::collections::BTreeMap;
 

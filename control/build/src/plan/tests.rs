@@ -199,7 +199,10 @@ fn mounts_are_caches_and_memory() {
     );
     let mounts = &run(&plan, 1).mounts;
     assert_eq!(mounts[0].target, "/w/c");
-    assert_eq!(mounts[1].kind, crate::protocol::MountKind::Tmpfs { size_bytes: Some(1 << 20) });
+    assert_eq!(
+        mounts[1].kind,
+        rotifer_build_worker::protocol::MountKind::Tmpfs { size_bytes: Some(1 << 20) }
+    );
 }
 
 #[test]

@@ -2,5 +2,5 @@
 //! its standard input; it is of no use to people.
 
 fn main() {
-    std::process::exit(rotifer_build::worker::main());
+    std::process::exit(rotifer_build_worker::main());
 }

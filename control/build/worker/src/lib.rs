@@ -4,7 +4,10 @@
 //! go wrong here harms a machine that is thrown away.
 
 mod forward;
+pub mod glob;
+pub mod limits;
 mod pack;
+pub mod protocol;
 mod run;
 mod unpack;
 
