@@ -6,8 +6,8 @@
 
 use crate::ignore::Ignore;
 use crate::limits::{
-    ARCHIVE_ENTRIES_MAX, ARCHIVE_MAX_BYTES, CONTEXT_MAX_BYTES, DOCKERFILE_MAX_BYTES, LINKS_MAX,
-    NAME_MAX_BYTES, PATH_MAX_BYTES,
+    ARCHIVE_ENTRIES_MAX, ARCHIVE_MAX_BYTES, ARCHIVE_NAMES_MAX_BYTES, CONTEXT_MAX_BYTES,
+    DOCKERFILE_MAX_BYTES, LINKS_MAX, NAME_MAX_BYTES, PATH_MAX_BYTES,
 };
 use rotifer_build_worker::glob;
 use sha2::{Digest as _, Sha256};
@@ -54,7 +54,10 @@ pub enum ArchiveError {
         bytes: u64,
     },
     /// It has too many entries.
-    #[error("the archive has more than {ARCHIVE_ENTRIES_MAX} entries")]
+    #[error(
+        "the archive has more than {ARCHIVE_ENTRIES_MAX} files and directories, or their names have more \
+         than {ARCHIVE_NAMES_MAX_BYTES} bytes"
+    )]
     TooMany,
     /// Its files are too large when unpacked.
     #[error("the archive's files have more than {CONTEXT_MAX_BYTES} bytes when unpacked")]
@@ -103,6 +106,8 @@ pub struct Entry {
     pub kind: Kind,
     /// Its permissions.
     pub mode: u32,
+    /// Whether `.dockerignore` hides it.
+    is_hidden: bool,
 }
 
 /// The files that instructions can copy.
@@ -110,7 +115,6 @@ pub struct Entry {
 pub struct Context {
     archive: RefCell<ZipArchive<BufReader<File>>>,
     entries: BTreeMap<String, Entry>,
-    ignore: Ignore,
 }
 
 fn entry_error(name: &str, reason: impl Into<String>) -> ArchiveError {
@@ -139,6 +143,10 @@ impl Context {
         if archive.has_overlapping_entries().map_err(ArchiveError::Zip)? {
             return Err(entry_error("", "shares its bytes with another one"));
         }
+        // What files claim is refused at once, and what comes out of them is counted again.
+        if archive.decompressed_size().is_some_and(|bytes| bytes > u128::from(CONTEXT_MAX_BYTES)) {
+            return Err(ArchiveError::TooLargeUnpacked);
+        }
         let mut entries = BTreeMap::new();
         let mut left_bytes = CONTEXT_MAX_BYTES;
         for index in 0..archive.len() {
@@ -150,9 +158,13 @@ impl Context {
         }
         check_tree(&mut entries)?;
         let archive = RefCell::new(archive);
-        let mut context = Self { archive, entries, ignore: Ignore::default() };
+        let mut context = Self { archive, entries };
         if let Some(text) = context.text(IGNORE_FILE)? {
-            context.ignore = Ignore::parse(&text).map_err(ArchiveError::Ignore)?;
+            let ignore = Ignore::parse(&text).map_err(ArchiveError::Ignore)?;
+            let hidden = ignore.hidden(context.entries.keys().map(String::as_str));
+            for (entry, is_hidden) in context.entries.values_mut().zip(hidden) {
+                entry.is_hidden = is_hidden;
+            }
         }
         Ok(context)
     }
@@ -198,13 +210,25 @@ impl Context {
     /// What instructions see of a path: not what `.dockerignore` hides.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&Entry> {
-        self.entries.get(path).filter(|_| !self.ignore.hides(path))
+        self.entries.get(path).filter(|entry| !entry.is_hidden)
     }
 
     /// All that instructions see, in the order of the names.
     pub fn visible(&self) -> impl Iterator<Item = (&str, &Entry)> {
         let all = self.entries.iter().map(|(name, entry)| (name.as_str(), entry));
-        all.filter(|(name, _)| !self.ignore.hides(name))
+        all.filter(|(_, entry)| !entry.is_hidden)
+    }
+
+    /// What of it is below a directory, which is not the root.
+    pub fn visible_below<'a>(
+        &'a self,
+        directory: &str,
+    ) -> impl Iterator<Item = (&'a str, &'a Entry)> + use<'a> {
+        let prefix = format!("{directory}/");
+        let all = self.entries.range(prefix.clone()..);
+        all.map(|(name, entry)| (name.as_str(), entry))
+            .take_while(move |(name, _)| name.starts_with(&prefix))
+            .filter(|(_, entry)| !entry.is_hidden)
     }
 
     /// The name that links lead to, at most [`LINKS_MAX`] of them.
@@ -338,11 +362,12 @@ fn inspect(
             if name.is_empty() {
                 return Ok(None);
             }
-            Entry { kind: Kind::Directory, mode: permissions(0o755) }
+            Entry { kind: Kind::Directory, mode: permissions(0o755), is_hidden: false }
         }
         (0 | TYPE_FILE, false) => {
             let (size_bytes, digest) = digest_of(&mut file, &name, left_bytes)?;
-            Entry { kind: Kind::File { index, size_bytes, digest }, mode: permissions(0o644) }
+            let kind = Kind::File { index, size_bytes, digest };
+            Entry { kind, mode: permissions(0o644), is_hidden: false }
         }
         (TYPE_LINK, false) => {
             let mut target = Vec::new();
@@ -355,7 +380,7 @@ fn inspect(
             if resolve_link(&name, &target).is_none() {
                 return Err(entry_error(&name, format!("links out of the archive, to {target:?}")));
             }
-            Entry { kind: Kind::Link { target }, mode: 0o777 }
+            Entry { kind: Kind::Link { target }, mode: 0o777, is_hidden: false }
         }
         _ => return Err(entry_error(&name, "is neither a file nor a directory nor a link")),
     };
@@ -429,7 +454,15 @@ fn resolve_link(name: &str, target: &str) -> Option<String> {
 /// written through a link would land elsewhere.
 fn check_tree(entries: &mut BTreeMap<String, Entry>) -> Result<(), ArchiveError> {
     let names: Vec<String> = entries.keys().cloned().collect();
+    let mut name_bytes = 0;
+    let mut count = |name: &str| {
+        name_bytes += name.len();
+        name_bytes <= ARCHIVE_NAMES_MAX_BYTES
+    };
     for name in names {
+        if !count(&name) {
+            return Err(ArchiveError::TooMany);
+        }
         for (end, _) in name.match_indices('/') {
             let parent = name.get(..end).unwrap_or_default();
             match entries.get(parent).map(|entry| &entry.kind) {
@@ -437,10 +470,11 @@ fn check_tree(entries: &mut BTreeMap<String, Entry>) -> Result<(), ArchiveError>
                 Some(_) => {
                     return Err(entry_error(&name, "is below something that is no directory"));
                 }
-                None => {
-                    let entry = Entry { kind: Kind::Directory, mode: 0o755 };
+                None if entries.len() < ARCHIVE_ENTRIES_MAX && count(parent) => {
+                    let entry = Entry { kind: Kind::Directory, mode: 0o755, is_hidden: false };
                     entries.insert(parent.to_owned(), entry);
                 }
+                None => return Err(ArchiveError::TooMany),
             }
         }
     }

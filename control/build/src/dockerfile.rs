@@ -40,7 +40,7 @@ impl Source {
     /// Where it does not.
     pub fn new(text: &str) -> Result<Self, DockerfileError> {
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        loop {
+        for _ in 0..=INSTRUCTIONS_MAX {
             let mut text = lines.join("\n");
             text.push('\n');
             let escape = parse_dockerfile::parse(&text).map(|parsed| check(&parsed));
@@ -55,6 +55,7 @@ impl Source {
                 None => return Err(DockerfileError::new(error.line().max(1), reason_of(&error))),
             }
         }
+        Err(DockerfileError::new(1, format!("there are more than {INSTRUCTIONS_MAX} instructions")))
     }
 
     /// The instructions.

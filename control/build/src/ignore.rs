@@ -3,6 +3,7 @@
 use crate::limits::IGNORE_PATTERNS_MAX;
 use globset::GlobMatcher;
 use rotifer_build_worker::glob;
+use std::collections::HashMap;
 
 /// The patterns in their order: the last one that matches decides.
 #[derive(Debug, Default)]
@@ -47,22 +48,25 @@ impl Ignore {
         Ok(Self { rules })
     }
 
-    /// Whether `path` is not to be seen. A pattern that matches a directory matches all below it.
-    #[must_use]
-    pub fn hides(&self, path: &str) -> bool {
-        let mut hidden = false;
-        for rule in &self.rules {
-            if hidden == rule.is_exception && matches_path_or_parent(&rule.matcher, path) {
-                hidden = !rule.is_exception;
-            }
+    /// Which of these paths are not to be seen. A pattern that matches a directory matches all below it;
+    /// directories come before what is below them, so that each path is looked at once.
+    pub fn hidden<'a>(&self, paths: impl Iterator<Item = &'a str>) -> Vec<bool> {
+        let mut matches: HashMap<&str, Vec<bool>> = HashMap::new();
+        let mut hidden = Vec::new();
+        for path in paths {
+            let above = path.rsplit_once('/').and_then(|(parent, _)| matches.get(parent));
+            let is_match = |(index, rule): (usize, &Rule)| {
+                let is_above = above.and_then(|above| above.get(index)).copied().unwrap_or(false);
+                is_above || rule.matcher.is_match(path)
+            };
+            let all: Vec<bool> = self.rules.iter().enumerate().map(is_match).collect();
+            let decisive = all.iter().rposition(|is_match| *is_match);
+            let rule = decisive.and_then(|index| self.rules.get(index));
+            hidden.push(rule.is_some_and(|rule| !rule.is_exception));
+            matches.insert(path, all);
         }
         hidden
     }
-}
-
-fn matches_path_or_parent(matcher: &GlobMatcher, path: &str) -> bool {
-    let ends = path.match_indices('/').map(|(index, _)| index).chain([path.len()]);
-    ends.into_iter().any(|end| path.get(..end).is_some_and(|prefix| matcher.is_match(prefix)))
 }
 
 #[cfg(test)]
@@ -70,7 +74,9 @@ mod tests {
     use super::*;
 
     fn hides(rules: &str, path: &str) -> bool {
-        Ignore::parse(rules).unwrap().hides(path)
+        let ends = path.match_indices('/').map(|(index, _)| index).chain([path.len()]);
+        let hidden = Ignore::parse(rules).unwrap().hidden(ends.map(|end| &path[..end]));
+        *hidden.last().unwrap()
     }
 
     #[test]

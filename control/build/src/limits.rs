@@ -5,6 +5,9 @@
 pub const ARCHIVE_MAX_BYTES: u64 = 2 << 30;
 /// The most files, directories and links of an archive.
 pub const ARCHIVE_ENTRIES_MAX: usize = 100_000;
+/// What the names of an archive may have together, in bytes, with those of the directories that they
+/// imply.
+pub const ARCHIVE_NAMES_MAX_BYTES: usize = 32 << 20;
 /// What all files of an archive may have together when unpacked, in bytes.
 pub const CONTEXT_MAX_BYTES: u64 = 8 << 30;
 /// The longest path inside an archive, in bytes (Linux's PATH_MAX without its NUL).
@@ -14,9 +17,16 @@ pub const NAME_MAX_BYTES: usize = 255;
 /// The largest Dockerfile and the largest `.dockerignore`, in bytes.
 pub const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 /// The most patterns of a `.dockerignore`.
-pub const IGNORE_PATTERNS_MAX: usize = 1000;
+pub const IGNORE_PATTERNS_MAX: usize = 256;
 /// The most instructions of a Dockerfile.
 pub const INSTRUCTIONS_MAX: usize = 1000;
+/// What all instructions may come to when their variables, patterns and directories are expanded, in
+/// bytes: a few words can say `COPY . .` a thousand times.
+pub const PLAN_MAX_BYTES: usize = 256 << 20;
+/// What a pattern costs of these for each file that it looks at.
+pub const PATTERN_LOOK_BYTES: usize = 16;
+/// The most ports of an image.
+pub const PORTS_MAX: usize = 1024;
 /// The most stages of a Dockerfile.
 pub const STAGES_MAX: usize = 64;
 /// Other stages and images whose files one stage copies; each is a drive of its machine.

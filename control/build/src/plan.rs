@@ -4,6 +4,7 @@
 //! arguments, and what the base images say of themselves. Each step has a key: the digest of all that
 //! its result depends on, its predecessor's key included. Equal keys mean equal disks.
 
+mod budget;
 mod copy;
 mod flags;
 mod stage;
@@ -11,7 +12,6 @@ mod stage;
 use crate::archive::Context;
 use crate::dockerfile::{DockerfileError, Source};
 use crate::image::ImageConfig;
-use crate::limits::STAGES_MAX;
 use rotifer_agent::process::spec::APP_FILE;
 use rotifer_build_worker::protocol::{Compression, MakeDirectory, Mount, Target};
 use serde::Serialize;
@@ -236,11 +236,6 @@ impl Plan {
         let source = Source::new(text)?;
         let parsed = source.parse()?;
         let mut stages = stage::plan_all(&source, &parsed, inputs)?;
-        if stages.len() > STAGES_MAX {
-            let line = stages.get(STAGES_MAX).map_or(1, |stage| stage.line);
-            let reason = format!("there are more than {STAGES_MAX} stages");
-            return Err(DockerfileError::new(line, reason));
-        }
         mark_needed(&mut stages);
         stages.last_mut().map(describe_app);
         Ok(Self { stages })

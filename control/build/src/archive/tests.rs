@@ -143,3 +143,67 @@ fn what_is_no_zip_is_refused() {
         assert!(matches!(Context::open(&path), Err(ArchiveError::Zip(_))));
     }
 }
+
+/// A zip whose only file has so many zeroes.
+fn zip_of_zeroes(bytes: u64) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    let mut writer = ZipWriter::new(file.reopen().unwrap());
+    writer.start_file("zeroes", options().large_file(true).compression_level(Some(1))).unwrap();
+    io::copy(&mut io::repeat(0).take(bytes), &mut writer).unwrap();
+    writer.finish().unwrap();
+    file
+}
+
+/// Has the directory of a zip say another length of its only file, in the form for large ones.
+fn claim(zip: &NamedTempFile, bytes: u64) {
+    let mut content = std::fs::read(zip.path()).unwrap();
+    let entry = content.windows(4).rposition(|it| it == ENTRY_SIGNATURE).unwrap();
+    let old: [u8; 4] = content[entry + 24..entry + 28].try_into().unwrap();
+    assert_ne!(old, [0xff; 4], "it is in the ordinary form");
+    let length = u32::try_from(bytes).unwrap();
+    content[entry + 24..entry + 28].copy_from_slice(&length.to_le_bytes());
+    std::fs::write(zip.path(), content).unwrap();
+}
+
+#[test]
+fn thirty_two_gib_of_zeroes_are_refused_without_unpacking_them() {
+    // What a file claims is 32 bits in the ordinary form, so that it takes several.
+    let file = NamedTempFile::new().unwrap();
+    let mut writer = ZipWriter::new(file.reopen().unwrap());
+    for index in 0..9 {
+        writer.start_file(format!("zeroes-{index}"), options()).unwrap();
+    }
+    writer.finish().unwrap();
+    let mut content = std::fs::read(file.path()).unwrap();
+    let places = content.windows(4).enumerate().filter(|(_, it)| *it == ENTRY_SIGNATURE);
+    for place in places.map(|(place, _)| place).collect::<Vec<_>>() {
+        content[place + 24..place + 28].copy_from_slice(&0xffff_fff0_u32.to_le_bytes());
+    }
+    std::fs::write(file.path(), content).unwrap();
+    let error = Context::open(file.path()).unwrap_err();
+    assert!(matches!(error, ArchiveError::TooLargeUnpacked), "{error}");
+}
+
+#[test]
+fn a_file_that_lies_about_its_length_has_the_one_that_comes_out() {
+    let zip = zip_of_zeroes(3 << 20);
+    claim(&zip, 10);
+    match Context::open(zip.path()) {
+        Ok(context) => {
+            let Kind::File { size_bytes, .. } = context.get("zeroes").unwrap().kind else {
+                panic!("it is a file")
+            };
+            assert_eq!(size_bytes, 3 << 20);
+        }
+        Err(error) => assert!(matches!(error, ArchiveError::Entry { .. }), "{error}"),
+    }
+}
+
+#[test]
+fn directories_that_deep_names_imply_count_as_entries() {
+    let deep = "/d".repeat(1500);
+    let names: Vec<String> = (0..100).map(|index| format!("{index}{deep}/file")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    let error = Context::open(zip_of(&files).path()).unwrap_err();
+    assert!(matches!(error, ArchiveError::TooMany), "{error}");
+}

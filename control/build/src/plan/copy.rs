@@ -1,7 +1,9 @@
 //! What `COPY` and `ADD` take from the archive.
 
+use super::budget::Budget;
 use super::{Item, ItemContent};
 use crate::archive::{Context, Entry, Kind};
+use crate::limits::PATTERN_LOOK_BYTES;
 use flate2::read::GzDecoder;
 use rotifer_build_worker::glob;
 use rotifer_build_worker::protocol::Compression;
@@ -10,6 +12,8 @@ use std::io::Read;
 /// Where a tar has its magic.
 const TAR_MAGIC: std::ops::Range<usize> = 257..262;
 const TAR_BLOCK_BYTES: usize = 512;
+/// What an item takes beside its names.
+const ITEM_BYTES: usize = size_of::<Item>();
 
 /// What sources mean.
 pub struct Selection {
@@ -24,25 +28,27 @@ pub struct Selection {
 /// Finds what sources mean. A directory stands for its content.
 ///
 /// # Errors
-/// A source that is not there, for people.
-pub fn select(context: &Context, sources: &[String]) -> Result<Selection, String> {
+/// A source that is not there, or too many, for people.
+pub fn select(context: &Context, sources: &[String], budget: &Budget) -> Result<Selection, String> {
     let mut selection = Selection { items: Vec::new(), needs_directory: false, source_count: 0 };
     for source in sources {
         let path = glob::clean(source);
-        let found = if glob::is_pattern(&path) { search(context, &path)? } else { vec![path] };
+        let is_pattern = glob::is_pattern(&path);
+        let found = if is_pattern { search(context, &path, budget)? } else { vec![path] };
         if found.is_empty() {
             return Err(format!("nothing in the archive matches {source:?}"));
         }
         for path in found {
             selection.source_count += 1;
-            take(context, source, &path, &mut selection)?;
+            take(context, source, &path, &mut selection, budget)?;
         }
     }
     Ok(selection)
 }
 
-fn search(context: &Context, pattern: &str) -> Result<Vec<String>, String> {
+fn search(context: &Context, pattern: &str, budget: &Budget) -> Result<Vec<String>, String> {
     let matcher = glob::pattern(pattern)?;
+    budget.charge(context.visible().count() * PATTERN_LOOK_BYTES)?;
     let names = context.visible().map(|(name, _)| name);
     Ok(names.filter(|name| matcher.is_match(name)).map(str::to_owned).collect())
 }
@@ -52,9 +58,10 @@ fn take(
     source: &str,
     path: &str,
     selection: &mut Selection,
+    budget: &Budget,
 ) -> Result<(), String> {
     if path.is_empty() {
-        return take_directory(context, "", selection);
+        return take_all(context.visible(), "", selection, budget);
     }
     if context.get(path).is_none() {
         return Err(match context.follow(path) {
@@ -67,22 +74,26 @@ fn take(
         return Err(format!("{source:?} is a link to {real:?}, which is not in the archive"));
     };
     if entry.kind == Kind::Directory {
-        return take_directory(context, &real, selection);
+        let prefix = format!("{real}/");
+        return take_all(context.visible_below(&real), &prefix, selection, budget);
     }
     let name = path.rsplit('/').next().unwrap_or(path).to_owned();
+    budget.charge(ITEM_BYTES + real.len() + name.len())?;
     selection.items.push(item(&real, name, entry));
     Ok(())
 }
 
-fn take_directory(
-    context: &Context,
-    directory: &str,
+/// What is in a directory, whose name and a slash are `prefix`.
+fn take_all<'a>(
+    content: impl Iterator<Item = (&'a str, &'a Entry)>,
+    prefix: &str,
     selection: &mut Selection,
+    budget: &Budget,
 ) -> Result<(), String> {
     selection.needs_directory = true;
-    let prefix = if directory.is_empty() { String::new() } else { format!("{directory}/") };
-    for (path, entry) in context.visible() {
-        if let Some(name) = path.strip_prefix(&prefix) {
+    for (path, entry) in content {
+        if let Some(name) = path.strip_prefix(prefix) {
+            budget.charge(ITEM_BYTES + path.len() + name.len())?;
             selection.items.push(item(path, name.to_owned(), entry));
         }
     }

@@ -1,5 +1,6 @@
 //! The instructions of a stage, one after the other.
 
+use super::budget::Budget;
 use super::{
     Action, BaseInfo, Inputs, Item, ItemContent, Key, Root, RunAction, Stage, Step, absolute, copy,
     flags, root_key, step_key,
@@ -7,7 +8,7 @@ use super::{
 use crate::dockerfile::{DockerfileError, Source, exec_words, flag, start_of};
 use crate::expand;
 use crate::image::ImageConfig;
-use crate::limits::STAGE_SOURCES_MAX;
+use crate::limits::{PORTS_MAX, STAGE_SOURCES_MAX, STAGES_MAX};
 use parse_dockerfile::{
     AddInstruction, Command, CopyInstruction, Dockerfile, FromInstruction, HealthcheckArguments,
     Instruction, JsonOrStringArray, RunInstruction, Source as CopySource,
@@ -42,6 +43,7 @@ pub fn plan_all(
     let mut planner = Planner {
         source,
         inputs,
+        budget: Budget::default(),
         globals: BTreeMap::new(),
         names: BTreeMap::new(),
         stages: Vec::new(),
@@ -60,6 +62,7 @@ pub fn plan_all(
 struct Planner<'a> {
     source: &'a Source,
     inputs: &'a Inputs<'a>,
+    budget: Budget,
     /// Arguments declared before the first `FROM`.
     globals: BTreeMap<String, Option<String>>,
     /// Stages by their names, in lower case.
@@ -174,6 +177,9 @@ impl Planner<'_> {
             let automatic = automatic.map(|(_, value)| (*value).to_owned());
             self.globals.get(name).cloned().flatten().or(automatic)
         };
+        if self.stages.len() == STAGES_MAX {
+            return Err(format!("there are more than {STAGES_MAX} stages"));
+        }
         let expand = |text: &str| expand::expand(text, self.source.escape, &globals);
         if let Some(platform) = flag(&from.options, "platform") {
             let platform = expand(platform)?;
@@ -189,6 +195,8 @@ impl Planner<'_> {
         if !config.on_build.is_empty() {
             return Err(format!("{image} has ONBUILD triggers, which are not supported"));
         }
+        // It is copied.
+        self.budget.charge(config.to_oci().to_string().len())?;
         let start_key = root_key(&root, &self.stages, self.inputs.disk_bytes);
         if let Some((_, name)) = &from.as_ {
             self.names.insert(name.value.to_ascii_lowercase(), self.stages.len());
@@ -247,7 +255,9 @@ impl Planner<'_> {
 
     /// Expands a word with what is in scope: variables go before arguments.
     fn expand(&self, text: &str) -> Result<String, Reason> {
-        expand::expand(text, self.source.escape, &|name| self.look_up(name))
+        let expanded = expand::expand(text, self.source.escape, &|name| self.look_up(name))?;
+        self.budget.charge(expanded.len())?;
+        Ok(expanded)
     }
 
     fn look_up(&self, name: &str) -> Option<String> {
@@ -311,6 +321,10 @@ impl Planner<'_> {
             if low == 0 || high < low || !matches!(protocol, "tcp" | "udp" | "sctp") {
                 return Err(bad());
             }
+            let count = self.config()?.exposed_ports.len() + usize::from(high - low) + 1;
+            if count > PORTS_MAX {
+                return Err(format!("the image exposes more than {PORTS_MAX} ports"));
+            }
             for number in low..=high {
                 self.config()?.exposed_ports.insert(format!("{number}/{protocol}"), json!({}));
             }
@@ -368,6 +382,8 @@ impl Planner<'_> {
         let mut env: BTreeMap<String, String> = set.collect();
         env.extend(current.stage.config.variables());
         let user = current.stage.config.user.clone();
+        let env_bytes = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.budget.charge(env_bytes)?;
         let action = RunAction { command, script, env, user, directory, mounts, network };
         self.push(start, Action::Run(action), None)
     }
@@ -418,7 +434,7 @@ impl Planner<'_> {
         if words.len() != 1 || document.is_some() {
             return self.copy_words(words, document, target, start);
         }
-        let selection = copy::select(self.inputs.context, &words)?;
+        let selection = copy::select(self.inputs.context, &words, &self.budget)?;
         if let [item] = &selection.items[..]
             && matches!(item.content, ItemContent::File(..))
             && !selection.needs_directory
@@ -443,6 +459,7 @@ impl Planner<'_> {
                         true => expand::expand_text(&it.value, self.source.escape, &look_up)?,
                         false => it.value.to_string(),
                     });
+                    self.budget.charge(document.as_ref().map_or(0, String::len))?;
                 }
                 _ => return Err("more than one here-document is not supported".into()),
             }
@@ -481,7 +498,7 @@ impl Planner<'_> {
             }
             return self.push(start, Action::Write { text, target }, None);
         }
-        let selection = copy::select(self.inputs.context, &words)?;
+        let selection = copy::select(self.inputs.context, &words, &self.budget)?;
         if selection.source_count > 1 && !target.is_directory {
             return Err(format!(
                 "{} sources cannot go to one file: the destination has to end with a slash",

@@ -256,3 +256,27 @@ fn a_tar_is_unpacked_by_add_and_not_by_copy() {
     assert!(matches!(action("COPY a.tar"), Action::CopyItems { .. }));
     assert!(matches!(action("ADD plain.gz"), Action::CopyItems { .. }));
 }
+
+#[test]
+fn a_small_dockerfile_cannot_ask_for_an_endless_plan() {
+    let names: Vec<String> = (0..4000).map(|index| format!("directory/{index:0200}")).collect();
+    let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let grows = |head: &str, line: &str| format!("FROM a\n{head}{}", line.repeat(990));
+    let growing = format!("ENV A={}\n", "x".repeat(600_000));
+    for text in [
+        grows("", "COPY . /\n"),
+        grows("", "COPY directory /\n"),
+        grows("", &format!("COPY {} /\n", "d*/*0 ".repeat(20))),
+        grows(&growing, "RUN x\n"),
+        grows(&growing, "LABEL a=$A\n"),
+    ] {
+        let error = plan_of(&text, &files, &[]).unwrap_err();
+        assert!(error.contains("stand for has more than"), "{error}");
+    }
+    let error = refusal("FROM a\nEXPOSE 1-2000\n");
+    assert!(error.contains("line 2") && error.contains("ports"), "{error}");
+    let stages = "FROM a\n".repeat(crate::limits::STAGES_MAX + 1);
+    assert!(refusal(&stages).contains("stages"));
+    let entrypoints = format!("FROM a\n{}", "ENTRYPOINT []\n".repeat(5000));
+    assert!(refusal(&entrypoints).contains("instructions"));
+}
