@@ -9,6 +9,7 @@ pub mod import;
 use crate::image::ImageConfig;
 use crate::plan::{BaseInfo, Bases, hex};
 use rotifer_build_worker::protocol::Compression;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+/// What begins the names of layers that are being written.
+const PARTIAL: &str = "partial-";
 const COPY_BYTES: usize = 256 * 1024;
 /// What a name without one means.
 const DEFAULT_TAG: &str = "latest";
@@ -159,7 +162,9 @@ impl Store {
         let partial = path.with_extension("partial");
         let text = serde_json::to_vec_pretty(base)
             .map_err(|source| BaseError::Parse { path: path.clone(), source })?;
-        fs::write(&partial, text).map_err(failed("write", &partial))?;
+        let mut file = File::create(&partial).map_err(failed("make", &partial))?;
+        file.write_all(&text).map_err(failed("write", &partial))?;
+        file.sync_all().map_err(failed("make durable", &partial))?;
         fs::rename(&partial, &path).map_err(failed("name", &path))
     }
 
@@ -174,6 +179,24 @@ impl Store {
         self.directory.join("layers").join(digest.replace(':', "-"))
     }
 
+    /// Waits until nobody else adds a layer, for as long as the result is kept, and removes what somebody
+    /// who was killed has left.
+    fn begin_adding(&self) -> Result<File, BaseError> {
+        let path = self.directory.join("adding.lock");
+        let lock = File::create(&path).map_err(failed("make", &path))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| failed("lock", &path)(error.into()))?;
+        let layers = self.directory.join("layers");
+        for entry in fs::read_dir(&layers).map_err(failed("list", &layers))? {
+            let path = entry.map_err(failed("list", &layers))?.path();
+            let name = path.file_name().unwrap_or_default();
+            if name.to_string_lossy().starts_with(PARTIAL) {
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        Ok(lock)
+    }
+
     /// Takes a layer in; `expected` is its digest, if that is known.
     ///
     /// # Errors
@@ -183,7 +206,8 @@ impl Store {
         content: &mut dyn Read,
         expected: Option<&str>,
     ) -> Result<String, BaseError> {
-        let partial = self.directory.join(format!("layers/partial-{}", std::process::id()));
+        let _one_at_a_time = self.begin_adding()?;
+        let partial = self.directory.join(format!("layers/{PARTIAL}layer"));
         let mut file = File::create(&partial).map_err(failed("make", &partial))?;
         let digest = copy_digest(content, &mut file).map_err(failed("write", &partial))?;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {

@@ -12,6 +12,8 @@ pub mod base;
 pub mod builder;
 mod caches;
 pub mod cancel;
+pub mod cli;
+pub mod directory;
 pub mod disks;
 pub mod dockerfile;
 pub mod expand;

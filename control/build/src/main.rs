@@ -1,130 +1,144 @@
 //! `rotifer-build`: image builds by hand, and the base images of a host.
 
-use anyhow::{Context as _, Result, bail};
-use lexopt::prelude::*;
+use anyhow::{Context as _, Result};
 use rotifer_build::base::{self, Store};
-use rotifer_build::builder::{BuildRequest, Builder, Event};
+use rotifer_build::cli::{self, Command, HELP, Invocation, SETTINGS_VARIABLE};
 use rotifer_build::network::Network;
-use rotifer_build::settings::Settings;
+use rotifer_build::{BuildRequest, Built, Event, Failure, ReasonCode, Settings, directory};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
+use std::process::ExitCode;
 
-const USAGE: &str = "\
-rotifer-build: root disks from zips with a Dockerfile, without a Docker engine (docs/image-builds.md)
+/// The archive, the Dockerfile or a command of it failed.
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+/// The host failed.
+const EXIT_HOST: u8 = 3;
 
-  rotifer-build build --settings FILE [--build-arg NAME=VALUE]... [--no-cache] ARCHIVE DISK
-  rotifer-build base add --store DIRECTORY [--from PATH | --packages A,B,...] NAME
-  rotifer-build base list --store DIRECTORY
-  rotifer-build network
-
-build    the image of a zip; its configuration goes beside the disk, with .json behind the name
-base     the base images of this host: from Debian's packages, or with --from an OCI layout or a docker save
-network  what this machine's own configuration says about mirrors and certificates, for `network_file`
-";
-
-/// Everything that can be on the command line.
-#[derive(Default)]
-struct Arguments {
-    words: Vec<String>,
-    settings: Option<PathBuf>,
-    store: Option<PathBuf>,
-    from: Option<PathBuf>,
-    packages: Vec<String>,
-    args: BTreeMap<String, String>,
-    no_cache: bool,
-}
-
-fn parse() -> Result<Option<Arguments>> {
-    let mut arguments = Arguments::default();
-    let mut parser = lexopt::Parser::from_env();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Short('h') | Long("help") => return Ok(None),
-            Long("settings") => arguments.settings = Some(parser.value()?.into()),
-            Long("store") => arguments.store = Some(parser.value()?.into()),
-            Long("from") => arguments.from = Some(parser.value()?.into()),
-            Long("packages") => {
-                let list = parser.value()?.string()?;
-                arguments.packages.extend(list.split(',').map(str::to_owned));
+fn main() -> ExitCode {
+    let invocation = match cli::parse(env::args_os().skip(1)) {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            eprintln!("rotifer-build: {error}; see --help");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match run(&invocation) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let failure = error.downcast_ref::<Failure>();
+            let code = failure.map_or(ReasonCode::InternalPlatformError, Failure::code);
+            if invocation.json {
+                let line = failure.and_then(Failure::line);
+                let text = format!("{error:#}");
+                say(
+                    &json!({ "event": "failed", "code": code.as_str(), "line": line, "text": text }),
+                );
+            } else if failure.is_some() {
+                eprintln!("rotifer-build: {}: {error:#}", code.as_str());
+            } else {
+                eprintln!("rotifer-build: {error:#}");
             }
-            Long("build-arg") => {
-                let text = parser.value()?.string()?;
-                let (name, value) =
-                    text.split_once('=').with_context(|| format!("{text:?} is not NAME=VALUE"))?;
-                arguments.args.insert(name.into(), value.into());
-            }
-            Long("no-cache") => arguments.no_cache = true,
-            Value(word) => arguments.words.push(word.string()?),
-            other => return Err(other.unexpected().into()),
+            let is_hosts = code == ReasonCode::InternalPlatformError;
+            ExitCode::from(if is_hosts { EXIT_HOST } else { EXIT_FAILED })
         }
     }
-    Ok(Some(arguments))
 }
 
-fn main() -> Result<()> {
-    let Some(arguments) = parse()? else {
-        print!("{USAGE}");
-        return Ok(());
-    };
-    let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
-    match words[..] {
-        ["build", archive, disk] => build(&arguments, archive.into(), disk.into()),
-        ["base", "add", name] => add(&arguments, name),
-        ["base", "list"] => {
-            for base in store(&arguments)?.list()? {
-                println!("{} {} {} layers", base.name, base.digest(), base.layers.len());
-            }
+fn say(line: &Value) {
+    println!("{line}");
+}
+
+fn run(invocation: &Invocation) -> Result<()> {
+    match &invocation.command {
+        Command::Help => {
+            print!("{HELP}");
             Ok(())
         }
-        ["network"] => {
+        Command::Build { source, disk, args, no_cache } => {
+            let (disk, args, no_cache) = (disk.clone(), args.clone(), *no_cache);
+            let request = BuildRequest { disk, args, no_cache, ..BuildRequest::default() };
+            build(&settings(invocation)?, source, request, invocation.json)
+        }
+        Command::BaseAdd { name, from, packages } => {
+            let store = store(invocation)?;
+            let base = match from {
+                Some(path) => base::import::import(&store, name, path)?,
+                None => base::debian::make(&store, name, packages)?,
+            };
+            show(&base, invocation.json);
+            Ok(())
+        }
+        Command::BaseList => {
+            store(invocation)?.list()?.iter().for_each(|base| show(base, invocation.json));
+            Ok(())
+        }
+        Command::Network => {
             println!("{}", serde_json::to_string_pretty(&Network::detect())?);
             Ok(())
         }
-        _ => bail!("{USAGE}"),
     }
 }
 
-fn build(arguments: &Arguments, archive: PathBuf, disk: PathBuf) -> Result<()> {
-    let file = arguments.settings.as_ref().context("--settings FILE is missing")?;
-    let builder = Builder::new(Settings::read(file)?)?;
-    let (args, no_cache) = (arguments.args.clone(), arguments.no_cache);
-    let request = BuildRequest { archive, disk, args, no_cache, ..BuildRequest::default() };
-    let result = builder.build(&request, &mut |event| match event {
-        Event::Step { .. } => println!("{event}"),
-        Event::Line(line) => println!("    {line}"),
-    });
-    let built = result.map_err(|error| {
-        let code = error.code().as_str();
-        anyhow::Error::new(error).context(code)
-    })?;
-    let mut config = request.disk.clone().into_os_string();
-    config.push(".json");
-    let text = serde_json::to_string_pretty(&built.config.to_oci())?;
-    fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
-    println!(
-        "{} ({} steps, {} cached)",
-        request.disk.display(),
-        built.done_count,
-        built.cached_count
-    );
-    Ok(())
+fn settings(invocation: &Invocation) -> Result<Settings> {
+    let named = invocation.settings.clone();
+    let file = named.or_else(|| env::var_os(SETTINGS_VARIABLE).map(Into::into));
+    let file = file.with_context(|| format!("--settings is missing, and ${SETTINGS_VARIABLE}"))?;
+    Ok(Settings::read(&file)?)
 }
 
-fn store(arguments: &Arguments) -> Result<Store> {
-    let directory = arguments.store.as_ref().context("--store DIRECTORY is missing")?;
-    Ok(Store::open(directory, BTreeMap::new())?)
-}
-
-fn add(arguments: &Arguments, name: &str) -> Result<()> {
-    let store = store(arguments)?;
-    let base = match &arguments.from {
-        Some(_) if !arguments.packages.is_empty() => {
-            bail!("--from and --packages exclude each other")
+fn store(invocation: &Invocation) -> Result<Store> {
+    let (directory, aliases) = match &invocation.store {
+        Some(directory) => (directory.clone(), BTreeMap::new()),
+        None => {
+            let settings = settings(invocation).context("no --store says where base images are")?;
+            (settings.store, settings.aliases)
         }
-        Some(path) => base::import::import(&store, name, path)?,
-        None => base::debian::make(&store, name, &arguments.packages)?,
     };
-    println!("{} {}", base.name, base.digest());
+    Ok(Store::open(&directory, aliases)?)
+}
+
+fn show(base: &base::Base, json: bool) {
+    if json {
+        let count = base.layers.len();
+        say(&json!({ "name": base.name, "digest": base.digest(), "layers": count }));
+    } else {
+        println!("{} {} {} layers", base.name, base.digest(), base.layers.len());
+    }
+}
+
+fn build(settings: &Settings, source: &Path, mut request: BuildRequest, json: bool) -> Result<()> {
+    let packed = if source.is_dir() { Some(directory::pack(source)?) } else { None };
+    request.archive = packed.as_ref().map_or(source, |zip| zip.path()).to_path_buf();
+    let built = rotifer_build::build(settings, &request, &mut |event| match (json, &event) {
+        (true, Event::Step { number, count, title, is_cached }) => say(&json!({
+            "event": "step", "number": number, "count": count, "title": title, "cached": is_cached,
+        })),
+        (true, Event::Line(line)) => say(&json!({ "event": "line", "text": line })),
+        (false, Event::Step { .. }) => println!("{event}"),
+        (false, Event::Line(line)) => println!("    {line}"),
+    })?;
+    report(&built, json)
+}
+
+fn report(built: &Built, json: bool) -> Result<()> {
+    let mut config = built.disk.clone().into_os_string();
+    config.push(".json");
+    let oci = built.config.to_oci();
+    fs::write(&config, serde_json::to_string_pretty(&oci)?)
+        .with_context(|| format!("cannot write {}", config.display()))?;
+    if json {
+        say(&json!({
+            "event": "built", "disk": built.disk, "disk_bytes": built.disk_bytes,
+            "stored_bytes": built.stored_bytes, "done": built.done_count,
+            "cached": built.cached_count, "image": oci,
+        }));
+    } else {
+        let (done, cached) = (built.done_count, built.cached_count);
+        println!("{}: {done} steps done, {cached} cached", built.disk.display());
+    }
     Ok(())
 }

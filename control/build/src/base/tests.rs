@@ -115,3 +115,12 @@ fn a_docker_save_is_taken_in() {
     let error = import(&store, "x", &path).unwrap_err().to_string();
     assert!(error.contains("leads out"), "{error}");
 }
+
+#[test]
+fn what_a_killed_addition_left_is_removed_by_the_next() {
+    let (directory, store) = store();
+    let left = store.directory.join(format!("layers/{PARTIAL}of-old"));
+    fs::write(&left, b"half").unwrap();
+    import(&store, "x", &layout(directory.path(), "arm64", false)).unwrap();
+    assert!(!left.exists());
+}
