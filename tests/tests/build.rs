@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rotifer_build::{BuildRequest, Builder, Built, Failure, ReasonCode, Settings};
 use rotifer_tests::{Artifacts, VmBuilder};
@@ -82,34 +83,46 @@ RUN --network=none ! (exec 3<>/dev/tcp/127.0.0.1/3128)
 RUN echo before && exit 7
 "#;
 
-/// A builder whose store is on the host's disk, with the base image of the artifacts.
+/// A builder whose store is on the host's disk, with the base image of the artifacts. The tests of one
+/// run share the store: the base image is unpacked once.
 struct Site {
     directory: TempDir,
     builder: Builder,
 }
 
-impl Site {
-    fn new() -> Self {
-        let disk = Path::new("/var/rotifer");
-        let place = if disk.is_dir() { disk.to_path_buf() } else { env::temp_dir() };
-        let directory = TempDir::new_in(place).unwrap();
-        let found = Artifacts::find();
-        let made = found.kernel.parent().unwrap();
-        let store = directory.path().join("store");
+/// The store, which no earlier run has used.
+fn store() -> &'static Path {
+    static STORE: OnceLock<PathBuf> = OnceLock::new();
+    STORE.get_or_init(|| {
+        let store = place().join("build-store");
+        let _not_there_at_first = fs::remove_dir_all(&store);
+        let made = Artifacts::find().kernel.parent().unwrap().join("build-store");
         for name in ["bases", "layers"] {
             fs::create_dir_all(store.join(name)).unwrap();
-            for entry in fs::read_dir(made.join("build-store").join(name)).unwrap() {
+            for entry in fs::read_dir(made.join(name)).unwrap() {
                 let path = entry.unwrap().path();
                 symlink(&path, store.join(name).join(path.file_name().unwrap())).unwrap();
             }
         }
-        // Build machines start from it again and again: not through the share of the checkout.
-        let builder_disk = directory.path().join("builder.ext4");
-        rotifer_build::disks::copy(&found.debian, &builder_disk).unwrap();
+        store
+    })
+}
+
+/// The host's disk, if it has one.
+fn place() -> PathBuf {
+    let disk = Path::new("/var/rotifer");
+    if disk.is_dir() { disk.to_path_buf() } else { env::temp_dir() }
+}
+
+impl Site {
+    fn new() -> Self {
+        let directory = TempDir::new_in(place()).unwrap();
+        let found = Artifacts::find();
+        let made = found.kernel.parent().unwrap();
         let settings = json!({
             "vmm": found.vmm, "kernel": found.kernel, "initramfs": found.initramfs,
-            "builder_disk": builder_disk, "worker": made.join("rotifer-build-worker"),
-            "store": store, "disk_bytes": 2_u64 << 30, "vcpu_count": 1, "memory_mib": 768,
+            "builder_disk": found.debian, "worker": made.join("rotifer-build-worker"),
+            "store": store(), "disk_bytes": 2_u64 << 30, "vcpu_count": 1, "memory_mib": 768,
             "aliases": { "public.ecr.aws/lambda/microvms:al2023-minimal": "python:3.11" },
             "network_file": made.join("network.json"),
         });
@@ -157,13 +170,14 @@ fn the_guides_three_files_become_an_app_that_answers_and_a_second_build_runs_not
     let site = Site::new();
     let mut files = vec![
         ("Dockerfile", DOCKERFILE.as_bytes()),
-        ("requirements.txt", b"flask\ngunicorn\n"),
+        ("requirements.txt", b"flask==3.0.0\ngunicorn==21.2.0\n"),
         ("app.py", APP.as_bytes()),
     ];
     let (said, result) = site.build(&files, &[]);
     let built = result.unwrap_or_else(|error| panic!("{}\n{said}", error.text()));
     assert!(said.contains("Successfully installed"), "{said}");
-    assert_eq!((built.done_count, built.cached_count), (6, 0), "{said}");
+    // The base image may have been unpacked for another test.
+    assert_eq!(built.done_count.max(5) + built.cached_count, 6, "{said}");
 
     let (said, again) = site.build(&files, &[]);
     let again = again.unwrap();

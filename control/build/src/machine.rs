@@ -376,7 +376,7 @@ fn configuration(settings: &Settings, drives: &Drives, vsock: &Path) -> Value {
         drive("caches", drives.caches, false),
     ];
     let sources = drives.sources.iter().enumerate();
-    all.extend(sources.map(|(number, path)| drive(&format!("source-{number}"), path, true)));
+    all.extend(sources.map(|(number, path)| drive(&format!("source_{number}"), path, true)));
     json!({
         "boot-source": {
             "kernel_image_path": settings.kernel,
