@@ -83,6 +83,11 @@ RUN --network=none ! (exec 3<>/dev/tcp/127.0.0.1/3128)
 RUN echo before && exit 7
 "#;
 
+const ENDLESS: &str = "
+FROM public.ecr.aws/lambda/microvms:al2023-minimal
+RUN echo it runs; while :; do sleep 1000; done
+";
+
 /// A builder whose store is on the host's disk, with the base image of the artifacts. The tests of one
 /// run share the store: the base image is unpacked once.
 struct Site {
@@ -136,12 +141,7 @@ impl Site {
         self.directory.path().join("app.ext4")
     }
 
-    /// Builds; what it said, and the result.
-    fn build(
-        &self,
-        files: &[(&str, &[u8])],
-        args: &[(&str, &str)],
-    ) -> (String, Result<Built, Failure>) {
+    fn request(&self, files: &[(&str, &[u8])], args: &[(&str, &str)]) -> BuildRequest {
         let archive = self.directory.path().join("app.zip");
         let mut writer = ZipWriter::new(fs::File::create(&archive).unwrap());
         for (name, content) in files {
@@ -151,14 +151,31 @@ impl Site {
         writer.finish().unwrap();
         let args = args.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let disk = self.disk();
-        let request = BuildRequest { archive, disk, args, ..BuildRequest::default() };
+        BuildRequest { archive, disk, args, ..BuildRequest::default() }
+    }
+
+    /// Builds; what it said, and the result.
+    fn build(
+        &self,
+        files: &[(&str, &[u8])],
+        args: &[(&str, &str)],
+    ) -> (String, Result<Built, Failure>) {
+        self.run(&self.request(files, args), &mut |_| {})
+    }
+
+    fn run(
+        &self,
+        request: &BuildRequest,
+        hear: &mut dyn FnMut(&str),
+    ) -> (String, Result<Built, Failure>) {
         let mut said = String::new();
         let started = std::time::Instant::now();
-        let result = self.builder.build(&request, &mut |event| {
+        let result = self.builder.build(request, &mut |event| {
             let line = event.to_string();
             println!("{:6.1} {line}", started.elapsed().as_secs_f64());
             said.push_str(&line);
             said.push('\n');
+            hear(&line);
         });
         println!("{:6.1} the build has ended", started.elapsed().as_secs_f64());
         (said, result)
@@ -227,6 +244,19 @@ fn instructions_do_what_they_say_and_a_failing_command_is_named_by_its_line() {
     assert_eq!(site.build(&hostile, &[]).1.unwrap_err().code(), ReasonCode::ArchiveInvalid);
     let none = site.build(&[("app.py", b"")], &[]).1.unwrap_err();
     assert_eq!(none.code(), ReasonCode::ArchiveDockerfileNotFound);
+
+    // Somebody cancels while a command runs that never ends.
+    let files = [("Dockerfile", ENDLESS.as_bytes())];
+    let request = site.request(&files, &[]);
+    let (said, result) = site.run(&request, &mut |line| {
+        if line == "it runs" {
+            request.cancel.cancel();
+        }
+    });
+    assert!(matches!(result, Err(Failure::Canceled)), "{said}");
+    let left: Vec<_> = fs::read_dir(store().join("builds")).unwrap().collect();
+    assert_eq!(left.len(), 1, "only the lock is left: {left:?}");
+    assert!(!site.disk().exists());
 }
 
 /// The header of one file in a tar, in the old form that every program reads.

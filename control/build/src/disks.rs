@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 const COPY_BYTES: usize = 1 << 20;
+const ZEROES: [u8; 4096] = [0; 4096];
 /// What `st_blocks` counts in.
 pub(crate) const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -95,15 +96,20 @@ fn copy_data(source: &mut File, sink: &mut File) -> io::Result<()> {
             let room = buffer.get_mut(..wanted).unwrap_or_default();
             source.read_exact(room)?;
             // Data of zeroes, as a guest leaves where it deleted, becomes a hole.
-            if room.iter().any(|&byte| byte != 0) {
-                sink.write_all(room)?;
-            } else {
+            if is_zero(room) {
                 sink.seek_relative(i64::try_from(wanted).unwrap_or(0))?;
+            } else {
+                sink.write_all(room)?;
             }
             at += wanted as u64;
         }
     }
     Ok(())
+}
+
+/// In pieces that one comparison takes, since this sees all of a disk.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROES.len()).all(|piece| ZEROES.starts_with(piece))
 }
 
 /// Results of steps, by their keys; the least recently used go first.
