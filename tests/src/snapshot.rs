@@ -9,6 +9,8 @@ use tempfile::TempDir;
 use crate::VmBuilder;
 
 const PACK_HEADER_BYTES: usize = 4096;
+const CHUNK_BYTES: usize = 64 << 10;
+
 /// The snapshot that the tests of this program share. Statics are not dropped, so it is taken out at the end.
 static WEB_APP: Mutex<Option<TempDir>> = Mutex::new(None);
 
@@ -75,9 +77,23 @@ pub fn pack_sizes(directory: &Path) -> Vec<u64> {
 /// # Panics
 /// If the host refuses.
 pub fn damage_packs(directory: &Path) {
+    damage(directory, usize::MAX);
+}
+
+/// Changes the first chunk in the packs of a directory. Disks come before RAM, which stays as it is
+/// if there are any.
+///
+/// # Panics
+/// If the host refuses.
+pub fn damage_disks(directory: &Path) {
+    damage(directory, CHUNK_BYTES);
+}
+
+fn damage(directory: &Path, count: usize) {
     for path in packs(directory) {
         let mut bytes = fs::read(&path).expect("read a pack");
-        bytes[PACK_HEADER_BYTES..].iter_mut().for_each(|byte| *byte ^= 1);
+        let content = bytes[PACK_HEADER_BYTES..].iter_mut();
+        content.take(count).for_each(|byte| *byte ^= 1);
         fs::write(path, bytes).expect("damage a pack");
     }
 }
