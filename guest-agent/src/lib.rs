@@ -13,6 +13,7 @@ pub mod app;
 pub mod client;
 pub mod clock;
 pub mod cmdline;
+pub mod connections;
 pub mod console;
 pub mod exec;
 pub mod frame;

@@ -1,4 +1,5 @@
-//! What a guest does after it was restored from a snapshot: today, its wall clock is set.
+//! What a guest does after it was restored from a snapshot: its wall clock is set, and its connections to
+//! others, which the restore has cut, are ended.
 //!
 //! Its memory does not say that time has passed. The VMM raises the interrupt of a new VM generation;
 //! the kernel stirs it into its random numbers and writes so into its log, and tells user space in no
@@ -7,9 +8,11 @@
 //!
 //! The kernel wakes readers of its log with the next tick, up to 4 ms later. A connection of the host
 //! may be there before, so the log is also looked at with each: whatever comes over the agent finds
-//! the clock set.
+//! both done.
 
 use crate::clock::HostClock;
+use crate::connections;
+use crate::console::kernel_log;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -57,31 +60,44 @@ impl Watch {
     /// Does now what there is to do, if the guest was restored since the last look. Whether all of
     /// the log was seen.
     pub fn catch_up(&self) -> bool {
-        let (is_restored, is_all) = read_news(self.log.get_ref());
-        if is_restored {
+        let (news, is_all) = read_news(self.log.get_ref());
+        // A clock that is set once too often is right; connections would be missed.
+        if news >= News::Lost {
             self.clock.set();
+        }
+        if news == News::Restored
+            && let Err(error) = connections::end_all()
+        {
+            kernel_log(&format!("connections that a restore has cut may hang: {error}"));
         }
         is_all
     }
 }
 
-/// Reads what is new in a log, one record at a time. Whether it tells of a new generation, and
-/// whether there is no more.
-fn read_news(mut log: impl Read) -> (bool, bool) {
+/// What a log tells of new generations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    Nothing,
+    /// Records were overwritten before they were read, and may have told of one.
+    Lost,
+    Restored,
+}
+
+/// Reads what is new in a log, one record at a time, and tells whether there is no more.
+fn read_news(mut log: impl Read) -> (News, bool) {
     let mut record = [0; RECORD_MAX_BYTES];
-    let mut is_restored = false;
+    let mut news = News::Nothing;
     for _ in 0..RECORDS_AT_A_TIME {
         match log.read(&mut record) {
-            Ok(0) => return (is_restored, true),
-            Ok(length) => is_restored |= tells_of_new_generation(record.get(..length)),
-            // Records were overwritten before they were read. Whatever they said: a clock that is set
-            // once too often is right.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => is_restored = true,
+            Ok(0) => return (news, true),
+            Ok(length) if tells_of_new_generation(record.get(..length)) => news = News::Restored,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => news = news.max(News::Lost),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return (is_restored, true),
+            Err(_) => return (news, true),
         }
     }
-    (is_restored, false)
+    (news, false)
 }
 
 /// A record is `priority,sequence,time,flags[,...];text`, then lines with more about it. The priority
@@ -118,15 +134,15 @@ mod tests {
         }
     }
 
-    fn news(records: impl IntoIterator<Item = io::Result<&'static str>>) -> (bool, bool) {
+    fn news(records: impl IntoIterator<Item = io::Result<&'static str>>) -> (News, bool) {
         read_news(Log(records.into_iter().collect()))
     }
 
     #[test]
     fn a_new_generation_is_found_among_other_records() {
-        assert_eq!(news([]), (false, true));
-        assert_eq!(news([Ok(OTHER), Ok(OTHER)]), (false, true));
-        assert_eq!(news([Ok(OTHER), Ok(NEWS), Ok(OTHER)]), (true, true));
+        assert_eq!(news([]), (News::Nothing, true));
+        assert_eq!(news([Ok(OTHER), Ok(OTHER)]), (News::Nothing, true));
+        assert_eq!(news([Ok(OTHER), Ok(NEWS), Ok(OTHER)]), (News::Restored, true));
     }
 
     #[test]
@@ -145,12 +161,14 @@ mod tests {
 
     #[test]
     fn records_that_were_lost_may_have_told_of_it() {
-        assert_eq!(news([Ok(OTHER), Err(io::ErrorKind::BrokenPipe.into())]), (true, true));
+        let lost = || Err(io::ErrorKind::BrokenPipe.into());
+        assert_eq!(news([Ok(OTHER), lost()]), (News::Lost, true));
+        assert_eq!(news([Ok(NEWS), lost()]), (News::Restored, true));
     }
 
     #[test]
     fn a_flood_is_read_in_pieces() {
-        let (is_restored, is_all) = news((0..=RECORDS_AT_A_TIME).map(|_| Ok(OTHER)));
-        assert!(!is_restored && !is_all);
+        let found = news((0..=RECORDS_AT_A_TIME).map(|_| Ok(OTHER)));
+        assert_eq!(found, (News::Nothing, false));
     }
 }

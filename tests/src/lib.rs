@@ -21,7 +21,9 @@ pub use artifacts::Artifacts;
 pub use console::Console;
 pub use load::{LOAD_DISK_BYTES, LoadedGuest, Look, ask_load, start_load};
 pub use pager::Pager;
-pub use snapshot::{copy_snapshot, pack_sizes, place};
+pub use snapshot::{
+    copy_snapshot, damage_disks, damage_packs, pack_sizes, place, web_app, web_app_snapshot,
+};
 pub use tap::{Tap, Traffic};
 #[cfg(target_arch = "aarch64")]
 pub use tracer::{Met, Trouble, trace};

@@ -4,31 +4,18 @@
 #![cfg(target_arch = "aarch64")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use rotifer_tests::{Artifacts, ExitCode, Pager, VmBuilder, memory_kib};
+use rotifer_tests::{
+    Artifacts, ExitCode, Pager, copy_snapshot, damage_packs, memory_kib, pack_sizes, place,
+    web_app, web_app_snapshot,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// What a clone may take beyond the pages that it wrote.
 const OVERHEAD_KIB: u64 = 3 << 10;
-
-fn builder() -> VmBuilder {
-    VmBuilder::new().memory_mib(512).debian()
-}
-
-/// A snapshot of a Debian guest whose web app listens, and of which one visit was made.
-fn snapshot() -> (TempDir, PathBuf) {
-    let directory = TempDir::new().unwrap();
-    let snapshot = directory.path().join("vm.snap");
-    let mut vm = builder().start();
-    vm.await_web_app();
-    assert_eq!(vm.visit(), 1);
-    vm.suspend(&snapshot, "Full");
-    (directory, snapshot)
-}
 
 /// What the VMM's program answers.
 fn vmm(arguments: &[&str]) -> String {
@@ -38,17 +25,15 @@ fn vmm(arguments: &[&str]) -> String {
 }
 
 fn pack_bytes(directory: &Path) -> u64 {
-    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let packs = files.filter(|path| path.extension().is_some_and(|it| it == "pack"));
-    packs.map(|path| fs::metadata(path).unwrap().len()).sum()
+    pack_sizes(directory).iter().sum()
 }
 
 #[test]
 fn twenty_clones_of_a_web_app_live_side_by_side_in_little_more_than_one() {
-    let (directory, snapshot) = snapshot();
+    let snapshot = web_app_snapshot();
     let pager = Pager::start();
     let clones = std::thread::scope(|scope| {
-        let start = || builder().restore_shared(&snapshot, &pager);
+        let start = || web_app().restore_shared(snapshot, &pager);
         let starting = [(); 20].map(|()| scope.spawn(start));
         starting.map(|clone| clone.join().unwrap())
     });
@@ -66,7 +51,7 @@ fn twenty_clones_of_a_web_app_live_side_by_side_in_little_more_than_one() {
     let all_kib: u64 = clones.iter().map(|clone| memory_kib(clone.pid(), "Pss")).sum();
     let all_kib = all_kib + memory_kib(pager.pid(), "Pss");
     let written_kib: u64 = clones.iter().map(|clone| memory_kib(clone.pid(), "Anonymous")).sum();
-    let base_kib = pack_bytes(directory.path()) >> 10;
+    let base_kib = pack_bytes(snapshot.parent().unwrap()) >> 10;
     let most_kib = base_kib + written_kib + clones.len() as u64 * OVERHEAD_KIB;
     println!(
         "20 clones and the pager: {all_kib} KiB; the image has {base_kib}, they wrote {written_kib}"
@@ -76,10 +61,11 @@ fn twenty_clones_of_a_web_app_live_side_by_side_in_little_more_than_one() {
 
 #[test]
 fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
-    let (directory, first) = snapshot();
+    let (directory, first) = place();
+    copy_snapshot(web_app_snapshot().parent().unwrap(), directory.path());
     let before = pack_bytes(directory.path());
     let pager = Pager::start();
-    let clone = builder().restore_shared(&first, &pager);
+    let clone = web_app().restore_shared(&first, &pager);
     clone.shell("head -c 4194304 /dev/urandom > /tmp/changed");
     let sum = clone.shell("sha256sum < /tmp/changed");
     let second = directory.path().join("second.snap");
@@ -89,11 +75,11 @@ fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
     let written = pack_bytes(directory.path()) - before;
     println!("{written} bytes were written, of an image of {before}");
     assert!(written > 4 << 20 && written < before / 2, "{written} of {before} bytes");
-    let clone = builder().restore_shared(&second, &pager);
+    let clone = web_app().restore_shared(&second, &pager);
     assert_eq!(clone.shell("sha256sum < /tmp/changed"), sum);
     assert_eq!(clone.visit(), 2);
     // A machine of the first one beside it has nothing of that.
-    let other = builder().restore_shared(&first, &pager);
+    let other = web_app().restore_shared(&first, &pager);
     assert!(other.agent_client().stat(Path::new("/tmp/changed")).is_err());
     assert_eq!(other.visit(), 2);
     // A snapshot of its own stands alone.
@@ -101,14 +87,13 @@ fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
     let alone_path = alone.path().join("alone.snap");
     other.suspend(&alone_path, "Full");
     drop((other, clone, directory, pager));
-    assert_eq!(builder().restore(&alone_path).visit(), 3);
+    assert_eq!(web_app().restore(&alone_path).visit(), 3);
 }
 
 #[test]
 fn a_recorded_working_set_is_in_the_snapshot_and_of_use_to_its_machines() {
-    let (directory, snapshot) = snapshot();
-    let recorded = directory.path().join("recorded.snap");
-    let vm = builder().restore_recording(&snapshot);
+    let (directory, recorded) = place();
+    let vm = web_app().restore_recording(web_app_snapshot());
     assert_eq!(vm.visit(), 2);
     let paused = json!({ "state": "Paused" });
     assert_eq!(vm.api("PATCH", "/vm", Some(&paused)).0, 204);
@@ -126,9 +111,9 @@ fn a_recorded_working_set_is_in_the_snapshot_and_of_use_to_its_machines() {
     println!("read {} pages, wrote {}", pages(false), pages(true));
     assert!(pages(true) > 100 && pages(false) > pages(true), "{runs:?}");
     // It is a snapshot as the other one is, for machines that share and for those that do not.
-    assert_eq!(builder().restore(&recorded).visit(), 2);
+    assert_eq!(web_app().restore(&recorded).visit(), 2);
     let pager = Pager::start();
-    let clones = [(); 3].map(|()| builder().restore_shared(&recorded, &pager));
+    let clones = [(); 3].map(|()| web_app().restore_shared(&recorded, &pager));
     for clone in &clones {
         assert_eq!(clone.visit(), 2);
         clone.shell("head -c 8388608 /dev/urandom | sha256sum");
@@ -142,9 +127,9 @@ fn a_recorded_working_set_is_in_the_snapshot_and_of_use_to_its_machines() {
 
 #[test]
 fn a_machine_ends_when_its_pager_does() {
-    let (_directory, snapshot) = snapshot();
+    let snapshot = web_app_snapshot();
     let pager = Pager::start();
-    let mut clone = builder().restore_shared(&snapshot, &pager);
+    let mut clone = web_app().restore_shared(snapshot, &pager);
     drop(pager);
     clone.wait_for_exit(ExitCode::VmmFailure);
     assert!(
@@ -156,22 +141,17 @@ fn a_machine_ends_when_its_pager_does() {
 
 #[test]
 fn damage_ends_a_machine_that_shares_memory_and_not_its_pager() {
-    let (directory, snapshot) = snapshot();
+    let snapshot = web_app_snapshot();
     let pager = Pager::start();
-    let sound = builder().restore_shared(&snapshot, &pager);
-    let pack = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
-    let pack = { pack }.find(|path| path.extension().is_some_and(|it| it == "pack")).unwrap();
-    let mut bytes = fs::read(&pack).unwrap();
-    bytes[4096..].iter_mut().for_each(|byte| *byte ^= 1);
-    let damaged = TempDir::new().unwrap();
-    fs::write(damaged.path().join("damaged.pack"), bytes).unwrap();
-    let copy = damaged.path().join("vm.snap");
-    fs::copy(&snapshot, &copy).unwrap();
+    let sound = web_app().restore_shared(snapshot, &pager);
+    let (directory, copy) = place();
+    copy_snapshot(snapshot.parent().unwrap(), directory.path());
+    damage_packs(directory.path());
     // Another snapshot than the sound one, so that the pager has to load it.
     let other = Pager::start();
-    let mut vm = builder().start_restore_shared(&copy, &other);
+    let mut vm = web_app().start_restore_shared(&copy, &other);
     vm.wait_for_exit(ExitCode::VmmFailure);
     assert!(vm.messages.all().contains("digest"), "{}", vm.report());
     assert_eq!(sound.visit(), 2);
-    assert_eq!(builder().restore_shared(&snapshot, &other).visit(), 2, "the pager lives on");
+    assert_eq!(web_app().restore_shared(snapshot, &other).visit(), 2, "the pager lives on");
 }

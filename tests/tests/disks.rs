@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rotifer_tests::{Artifacts, ExitCode, Pager, Vm, VmBuilder};
+use rotifer_agent::exec::ExecRequest;
+use rotifer_tests::{Artifacts, ExitCode, Pager, Vm, VmBuilder, damage_disks};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -107,8 +108,10 @@ fn a_file_system_is_suspended_with_its_machine_and_goes_on_in_clones() {
     assert_ne!(found[0], found[1]);
     assert_eq!(sums(&clones[0]), found[0], "the other one's writes are not seen");
 
-    // One of them alone, without the snapshots that it comes from.
-    clones[0].suspend(&alone, "Full");
+    // One of them alone, without the snapshots that it comes from, and without what it goes on to write.
+    clones[0].live_snapshot(&alone, "Full");
+    clones[0].shell("yes later | head -c 4M > /tmp/disk/own; rm /tmp/disk/kept");
+    assert_ne!(sums(&clones[0]), found[0], "it goes on");
     let refused = [&clones[1]].map(|clone| clone.overlay_path("data"));
     assert_refuses_what_is_not_its_own(&base, &second, &refused[0]);
     drop(clones);
@@ -118,7 +121,18 @@ fn a_file_system_is_suspended_with_its_machine_and_goes_on_in_clones() {
     let vm = builder(&base).restore(&alone);
     assert_eq!(sums(&vm), found[0]);
     sum_of_disk(&vm);
+    drop(vm);
     assert_eq!(blake3::hash(&fs::read(&base).unwrap()), before, "nobody wrote the base");
+
+    // Damage of a disk is met where it is read, and is never read as something else.
+    damage_disks(alone.parent().unwrap());
+    let mut vm = builder(&base).restore(&alone);
+    let read = ["dd", "if=/dev/vdb", "of=/dev/null", "iflag=direct", "bs=64k"].map(String::from);
+    let request = ExecRequest { command: read.to_vec(), ..ExecRequest::default() };
+    let read = vm.agent_client().exec(&request);
+    vm.wait_for_exit(ExitCode::VmmFailure);
+    let text = vm.messages.all();
+    assert!(text.contains("data") && text.contains("digest"), "{read:?}\n{text}");
 }
 
 /// A base that was changed, and the overlay of a living machine.

@@ -1,7 +1,5 @@
 //! How a machine ends, and the exit status that tells.
 
-use std::process::ExitCode;
-
 /// How a machine has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -38,11 +36,5 @@ impl Outcome {
             Self::Panicked => "the guest's kernel panicked",
             Self::Signal => "a signal ended the machine",
         }
-    }
-}
-
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        outcome.status().into()
     }
 }

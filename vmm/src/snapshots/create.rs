@@ -99,7 +99,9 @@ pub(super) fn begin(
 /// What a snapshot says beside its images.
 pub(super) fn describe(taken: Taken<'_>) -> Result<Description, SnapshotError> {
     let Taken { state, ram_bytes, disks, .. } = taken;
-    let features = state.cpu_features()?;
+    let mut features = state.cpu_features()?;
+    // So that a restore sees at a glance that none is there twice.
+    features.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let parts = state.sections.into_iter().map(|section| {
         let name = Name::new(&section.name)?;
         Ok(MachineSection { name, tag: section.tag, bytes: section.bytes })
