@@ -70,7 +70,7 @@ impl PackSearch {
             let name = id.to_string();
             for (_, path) in self.named.iter().filter(|(named, _)| *named == name) {
                 // One that was moved may be in a directory.
-                if path.exists() {
+                if !found.contains_key(id) && path.exists() {
                     keep(open(path)?, wanted, &mut found);
                 }
             }
