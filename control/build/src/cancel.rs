@@ -122,10 +122,19 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::io::Read;
+    use std::process::{ChildStdout, Command, Stdio};
 
-    fn sleeper() -> Process {
-        Process::new(Command::new("sleep").arg("1000").spawn().unwrap())
+    /// A process that does not end, and what is closed when it does.
+    fn sleeper() -> (Process, ChildStdout) {
+        let mut child = Command::new("sleep").arg("1000").stdout(Stdio::piped()).spawn().unwrap();
+        let output = child.stdout.take().unwrap();
+        (Process::new(child), output)
+    }
+
+    fn await_end((process, mut output): (Process, ChildStdout)) {
+        assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+        assert!(!process.end().unwrap().success());
     }
 
     #[test]
@@ -133,11 +142,11 @@ mod tests {
         let cancel = Cancel::default();
         let _going = cancel.begin(Duration::from_secs(1000));
         let (first, second) = (sleeper(), sleeper());
-        cancel.watch(&first);
+        cancel.watch(&first.0);
         cancel.cancel();
-        assert!(!first.0.lock().unwrap().wait().unwrap().success());
-        cancel.watch(&second);
-        assert!(!second.0.lock().unwrap().wait().unwrap().success());
+        await_end(first);
+        cancel.watch(&second.0);
+        await_end(second);
         assert!(cancel.is_canceled());
     }
 
@@ -146,8 +155,8 @@ mod tests {
         let cancel = Cancel::default();
         let machine = sleeper();
         let _going = cancel.begin(Duration::ZERO);
-        cancel.watch(&machine);
-        assert!(!machine.0.lock().unwrap().wait().unwrap().success());
+        cancel.watch(&machine.0);
+        await_end(machine);
         assert_eq!((cancel.why(), cancel.is_canceled()), (Some(Why::Timeout), false));
     }
 }

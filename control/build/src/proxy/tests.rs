@@ -46,7 +46,7 @@ fn a_tunnel_carries_bytes_both_ways_to_a_listed_server() {
     let port = server.local_addr().unwrap().port();
     let directory = tempdir().unwrap();
     let socket = directory.path().join("proxy");
-    serve(&socket, Arc::new(network(&format!("localhost:{port}")))).unwrap();
+    let _service = serve(&socket, Arc::new(network(&format!("localhost:{port}")))).unwrap();
     let echo = thread::spawn(move || {
         // The name may have two addresses, and the listener is on one of them.
         let (mut stream, _) = server.accept().unwrap();
@@ -67,7 +67,7 @@ fn a_tunnel_carries_bytes_both_ways_to_a_listed_server() {
 fn a_head_without_end_is_refused() {
     let directory = tempdir().unwrap();
     let socket = directory.path().join("proxy");
-    serve(&socket, Arc::new(Network::default())).unwrap();
+    let _service = serve(&socket, Arc::new(Network::default())).unwrap();
     let mut client = UnixStream::connect(&socket).unwrap();
     let sender = client.try_clone().unwrap();
     let sending = thread::spawn(move || {
