@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  http        connections, signatures, which service        (shape)
+//!  ├─ endpoint microVMs' own host names: tokens, the proxy to their apps, the shell
 //!  ├─ s3       buckets and objects, through s3s
 //!  ├─ sts, iam, logs
 //!  └─ lambda   microVMs, images, network connectors: routes, the model's constraints
@@ -16,6 +17,7 @@
 pub mod answer;
 pub mod cli;
 pub mod clock;
+pub mod endpoint;
 pub mod fleet;
 pub mod form;
 pub mod http;
@@ -25,6 +27,7 @@ pub mod logs;
 pub mod model;
 pub mod page;
 pub mod s3;
+pub mod seal;
 pub mod serve;
 pub mod services;
 pub mod settings;

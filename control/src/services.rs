@@ -15,7 +15,7 @@ pub struct Services {
     /// The settings.
     pub settings: Arc<Settings>,
     /// Images, microVMs, network connectors.
-    pub lambda: Lambda,
+    pub lambda: Arc<Lambda>,
     /// Roles.
     pub iam: Iam,
     /// Log groups.
