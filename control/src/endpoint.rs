@@ -40,7 +40,7 @@ use crate::lambda::Lambda;
 use crate::seal::{Kind, Seal, SealError};
 use crate::settings::Settings;
 use crate::worker::Worker;
-pub use gates::Gates;
+pub use gates::{Counts, Gates};
 
 /// All endpoints.
 pub struct Endpoints {

@@ -28,7 +28,10 @@ pub use self::connections::{Listener, Place, ServeError};
 use crate::answer::{Answer, Protocol, ServiceError};
 use crate::clock::Timestamp;
 use crate::endpoint::Endpoints;
+use crate::metadata::Metadata;
+use crate::metrics::{self, Metrics};
 use crate::services::Services;
+use crate::sessions::Session;
 use crate::settings::Limits;
 use sigv4::Verifier;
 
@@ -60,6 +63,8 @@ pub struct Call {
     pub service: String,
     /// The region that the signature is for.
     pub region: String,
+    /// Whose session it is; nothing if it is the daemon's own key.
+    pub session: Option<Session>,
 }
 
 /// Everything that requests go to.
@@ -72,6 +77,10 @@ pub struct Front {
     pub verifier: Verifier,
     /// The microVMs' own host names.
     pub endpoints: Endpoints,
+    /// What guests ask for.
+    pub metadata: Arc<Metadata>,
+    /// What is counted.
+    pub metrics: Metrics,
     /// What clients may use up.
     pub limits: Limits,
     /// Bodies that may be in memory at the same time, also of who has no key.
@@ -90,7 +99,12 @@ impl Front {
         let mut response = match authority(&request) {
             Err(text) => respond(Answer::text(400, text)),
             Ok(Some(host)) if self.endpoints.has(host.host()) => {
-                return Ok(self.endpoints.answer(request, &host, id, place).await);
+                let response = self.endpoints.answer(request, &host, id, place).await;
+                self.metrics.count(metrics::Service::Endpoint, response.status());
+                return Ok(response);
+            }
+            Ok(_) if is_metrics(&request) && place.is_local() => {
+                respond(self.metrics.answer(self.services.lambda.gates()))
             }
             Ok(host) => {
                 // HTTP/2 has the host elsewhere; signatures want it as a header.
@@ -99,11 +113,15 @@ impl Front {
                 {
                     request.headers_mut().insert(HOST, value);
                 }
-                if service_of(&request).as_deref() == Some("s3") {
+                let service = service_of(&request);
+                let response = if service.as_deref() == Some("s3") {
                     Service::<Request<Incoming>>::call(&self.objects, request).await?
                 } else {
                     respond(self.small(request).await)
-                }
+                };
+                let service = metrics::Service::named(service.as_deref());
+                self.metrics.count(service, response.status());
+                response
             }
         };
         response.headers_mut().insert(REQUEST_ID, id.clone());
@@ -154,6 +172,7 @@ impl Front {
             query: query.to_owned(),
             service: scope.service,
             region: scope.region,
+            session: scope.session,
             headers: head.headers,
             body,
         })
@@ -175,6 +194,13 @@ fn authority(request: &Request<Incoming>) -> Result<Option<Authority>, &'static 
         (Some(target), _) => Ok(Some(target.clone())),
         (None, header) => Ok(header),
     }
+}
+
+/// What S3 would take for a bucket is never asked for without a signature.
+fn is_metrics(request: &Request<Incoming>) -> bool {
+    request.method() == hyper::Method::GET
+        && request.uri().path() == "/metrics"
+        && service_of(request).is_none()
 }
 
 fn request_id() -> HeaderValue {

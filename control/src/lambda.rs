@@ -140,6 +140,13 @@ impl Lambda {
         self.driver.carry_out(|fleet, context| Ok(fleet.report(report, context))).map(|_| ())
     }
 
+    /// The role that the code of a microVM acts in. Waits for the disk at times.
+    pub fn execution_role(&self, id: &str) -> Option<String> {
+        let fleet = lock(&self.driver.fleet);
+        let alive = fleet.microvms().find(|microvm| microvm.id == id && microvm.phase.is_alive());
+        alive.and_then(|microvm| microvm.execution_role.clone())
+    }
+
     /// What the endpoints see.
     pub fn gates(&self) -> &Arc<Gates> {
         &self.driver.parts.gates

@@ -16,7 +16,9 @@
 
 pub mod answer;
 pub mod cli;
+pub mod client;
 pub mod clock;
+pub mod commands;
 pub mod endpoint;
 pub mod fleet;
 pub mod form;
@@ -24,12 +26,15 @@ pub mod http;
 pub mod iam;
 pub mod lambda;
 pub mod logs;
+pub mod metadata;
+pub mod metrics;
 pub mod model;
 pub mod page;
 pub mod s3;
 pub mod seal;
 pub mod serve;
 pub mod services;
+pub mod sessions;
 pub mod settings;
 pub mod state;
 pub mod store;

@@ -28,6 +28,8 @@ pub enum Kind {
     Endpoint,
     /// Whose credentials an access key is.
     Session,
+    /// That a guest may ask for metadata.
+    Metadata,
 }
 
 /// Why a statement is not believed.
@@ -95,6 +97,7 @@ impl Seal {
         let typ = match kind {
             Kind::Endpoint => "endpoint",
             Kind::Session => "session",
+            Kind::Metadata => "metadata",
         };
         let header = format!(r#"{{"kid":"{}","alg":"HS256","typ":"{typ}"}}"#, self.key_id);
         URL_SAFE_NO_PAD.encode(header)

@@ -16,8 +16,11 @@ use crate::http::{BODIES_MAX, Front, Listener, ServeError};
 use crate::iam::Iam;
 use crate::lambda::{self, Lambda, LambdaError};
 use crate::logs::Logs;
+use crate::metadata::Metadata;
+use crate::metrics::Metrics;
 use crate::s3::{self, BlobError};
 use crate::services::Services;
+use crate::sessions::{Gatekeeper, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{Directory, StateError};
 use crate::store::{Store, StoreError};
@@ -79,7 +82,14 @@ pub fn front(
 ) -> Result<Front, Error> {
     let (credentials, seal) = (directory.credentials()?, directory.seal()?);
     let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
-    let objects = s3::service(&directory.file("objects"), &store, settings, &credentials)?;
+    let sessions = Arc::new(Sessions {
+        seal: seal.clone(),
+        store: Arc::clone(&store),
+        clock: clock.clone(),
+    });
+    let gatekeeper =
+        Gatekeeper { credentials: credentials.clone(), sessions: Arc::clone(&sessions) };
+    let objects = s3::service(&directory.file("objects"), &store, settings, gatekeeper)?;
     let gates = Arc::new(Gates::new(clock.clone(), Arc::clone(&worker), settings));
     let lambda = Arc::new(Lambda::open(lambda::Parts {
         store: Arc::clone(&store),
@@ -87,20 +97,30 @@ pub fn front(
         worker: Arc::clone(&worker),
         gates,
         seal: seal.clone(),
-        clock,
+        clock: clock.clone(),
     })?);
-    let endpoints = Endpoints::new(settings, &lambda, &worker, seal);
+    let endpoints = Endpoints::new(settings, &lambda, &worker, seal.clone());
+    let metadata = Metadata {
+        seal,
+        clock,
+        lambda: Arc::clone(&lambda),
+        sessions: Arc::clone(&sessions),
+    };
+    let verifier = Verifier::new(credentials).with_sessions(&sessions);
     let services = Services {
         iam: Iam::new(Arc::clone(&store), Arc::clone(settings))?,
         logs: Logs::new(store, Arc::clone(settings))?,
         lambda,
+        sessions,
         settings: Arc::clone(settings),
     };
     Ok(Front {
         objects,
         services: Arc::new(services),
-        verifier: Verifier::new(credentials),
+        verifier,
         endpoints,
+        metadata: Arc::new(metadata),
+        metrics: Metrics::default(),
         limits: settings.limits.clone(),
         bodies: Semaphore::new(BODIES_MAX),
     })

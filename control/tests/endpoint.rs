@@ -171,12 +171,7 @@ async fn ten_requests_at_once_wake_a_microvm_once_and_all_are_answered() {
     let released = async {
         world.until_phase(&vm, Phase::Waking).await;
         // All ten wait there.
-        within(async {
-            while world.gates().held(&vm.id) < 10 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        world.until_counts(0, 10).await;
         assert_eq!((world.state(&vm).as_str(), app.count()), ("PENDING", 0));
         world.worker.release_resumes(Event::Resumed);
     };
@@ -234,12 +229,7 @@ async fn an_open_stream_keeps_a_microvm_awake() {
     }
     drop(sender);
     assert!(within(events.frame()).await.is_none(), "the stream has ended");
-    within(async {
-        while world.gates().open_streams() > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    world.until_counts(0, 0).await;
     world.pass(59);
     assert_eq!(world.state(&vm), "RUNNING");
     world.pass(1);
@@ -279,4 +269,26 @@ async fn too_many_requests_to_one_microvm_are_refused_and_others_are_not() {
     assert_eq!(world.get(&b, &for_b, "/").await.status, 200);
     drop(first);
     within(async { while world.get(&a, &for_a, "/").await.status == 429 {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_there_is() {
+    let world = World::new().await;
+    App::serve(&world.worker.socket(PORT));
+    let (a, b) = (world.vm(json!({})).await, world.vm(json!({})).await);
+    let token = world.token_for_all(&a);
+    let _stream = world.begin(&a.host, "/stream", &[("x-aws-proxy-auth", &token)]).await;
+    assert_eq!(world.send(&a.host, "/", &[]).await.status, 403);
+    world.suspend(&b).await;
+    let shown = world.send("localhost", "/metrics", &[]).await.body;
+    for line in [
+        "rotifer_requests_total{service=\"Endpoint\",status=\"2xx\"} 1",
+        "rotifer_requests_total{service=\"Endpoint\",status=\"4xx\"} 1",
+        "rotifer_microvms{state=\"RUNNING\"} 1",
+        "rotifer_microvms{state=\"SUSPENDED\"} 1",
+        "rotifer_microvms{state=\"PENDING\"} 0",
+        "rotifer_endpoint_streams 1",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+    }
 }

@@ -5,7 +5,6 @@
 //! answer has gone: an idle microVM is one whose gate nobody is in.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -24,7 +23,16 @@ pub struct Gates {
     worker: Arc<dyn Worker>,
     settings: Arc<Settings>,
     maps: RwLock<Maps>,
-    streams: Arc<AtomicUsize>,
+    counts: Arc<watch::Sender<Counts>>,
+}
+
+/// How many there are at all gates together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests and WebSockets that are in.
+    pub open: usize,
+    /// Those that wait to be let in.
+    pub held: usize,
 }
 
 #[derive(Default)]
@@ -42,7 +50,7 @@ pub struct Gate {
     clock: Clock,
     worker: Arc<dyn Worker>,
     settings: Arc<Settings>,
-    all_streams: Arc<AtomicUsize>,
+    counts: Arc<watch::Sender<Counts>>,
     state: Mutex<State>,
     phase: watch::Sender<Phase>,
 }
@@ -81,8 +89,8 @@ pub struct Held(Arc<Gate>);
 impl Gates {
     /// No gates yet.
     pub fn new(clock: Clock, worker: Arc<dyn Worker>, settings: &Arc<Settings>) -> Self {
-        let (settings, streams) = (Arc::clone(settings), Arc::default());
-        Self { clock, worker, settings, maps: RwLock::default(), streams }
+        let (settings, counts) = (Arc::clone(settings), Arc::default());
+        Self { clock, worker, settings, maps: RwLock::default(), counts }
     }
 
     /// The gate of a host name.
@@ -138,15 +146,14 @@ impl Gates {
         }
     }
 
-    /// Who waits at a gate.
-    pub fn held(&self, id: &str) -> usize {
-        let gate = self.read(|maps| maps.by_id.get(id).cloned());
-        gate.map_or(0, |gate| gate.state().held)
+    /// How many there are, and every change of it.
+    pub fn counts(&self) -> watch::Receiver<Counts> {
+        self.counts.subscribe()
     }
 
-    /// Streams to all microVMs.
-    pub fn open_streams(&self) -> usize {
-        self.streams.load(Ordering::Relaxed)
+    /// The phases of all microVMs.
+    pub fn phases(&self) -> Vec<Phase> {
+        self.read(|maps| maps.by_id.values().map(|gate| *gate.phase.borrow()).collect())
     }
 
     fn new_gate(&self, microvm: &Microvm) -> Gate {
@@ -157,7 +164,7 @@ impl Gates {
             clock: self.clock.clone(),
             worker: Arc::clone(&self.worker),
             settings: Arc::clone(&self.settings),
-            all_streams: Arc::clone(&self.streams),
+            counts: Arc::clone(&self.counts),
             state: Mutex::new(State { may_wake, open: 0, held: 0, ended, upstreams: None }),
             phase: watch::Sender::new(microvm.phase),
         }
@@ -175,14 +182,14 @@ impl Gate {
         let admission = self.phase.borrow().admit(state.may_wake);
         match admission {
             Admission::Pass => {
-                let in_all = self.all_streams.load(Ordering::Relaxed);
+                let in_all = self.counts.borrow().open;
                 if state.open >= self.settings.limits.streams_per_microvm
                     || in_all >= self.settings.limits.streams
                 {
                     return Entry::Full;
                 }
                 state.open += 1;
-                self.all_streams.fetch_add(1, Ordering::Relaxed);
+                self.counts.send_modify(|counts| counts.open += 1);
                 Entry::Pass(Pass(Arc::clone(self)))
             }
             Admission::Refuse => Entry::Closed,
@@ -191,6 +198,7 @@ impl Gate {
                     return Entry::Full;
                 }
                 state.held += 1;
+                self.counts.send_modify(|counts| counts.held += 1);
                 let held = Held(Arc::clone(self));
                 if admission == Admission::Wake { Entry::Wake(held) } else { Entry::Wait(held) }
             }
@@ -241,12 +249,14 @@ impl Drop for Pass {
         let mut state = self.0.state();
         state.open -= 1;
         state.ended = self.0.clock.now();
-        self.0.all_streams.fetch_sub(1, Ordering::Relaxed);
+        drop(state);
+        self.0.counts.send_modify(|counts| counts.open -= 1);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.state().held -= 1;
+        self.0.counts.send_modify(|counts| counts.held -= 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Accepting connections, bounded in number and in patience.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,9 +57,15 @@ pub struct Listener {
 pub struct Place {
     _permit: Arc<OwnedSemaphorePermit>,
     end: watch::Receiver<bool>,
+    peer: IpAddr,
 }
 
 impl Place {
+    /// Whether the client is on this host.
+    pub fn is_local(&self) -> bool {
+        self.peer.is_loopback()
+    }
+
     /// When the daemon ends.
     pub async fn end(&mut self) {
         let _nobody_is_left = self.end.wait_for(|has_ended| *has_ended).await;
@@ -91,8 +97,9 @@ impl Listener {
                 () = &mut end => break,
             };
             match (accepted, permit) {
-                (Ok((stream, _)), Ok(permit)) => {
-                    let place = Place { _permit: Arc::new(permit), end: ended.clone() };
+                (Ok((stream, peer)), Ok(permit)) => {
+                    let (permit, end, peer) = (Arc::new(permit), ended.clone(), peer.ip());
+                    let place = Place { _permit: permit, end, peer };
                     tokio::spawn(connection(stream, Arc::clone(&front), tls.clone(), place));
                 }
                 (Err(error), _) => {

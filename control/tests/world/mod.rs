@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use hyper::header::HeaderMap;
 use rotifer_control::clock::{Clock, Timestamp};
-use rotifer_control::endpoint::Gates;
+use rotifer_control::endpoint::{Counts, Gates};
 use rotifer_control::fleet::microvm::{Event, Phase};
 use rotifer_control::fleet::records::SnapshotBuild;
 use rotifer_control::fleet::{Action, Report};
@@ -154,6 +154,7 @@ impl World {
             body: body.into(),
             service: "lambda".into(),
             region: "us-east-1".into(),
+            session: None,
         });
         let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         assert!(answer.status < 300, "{method} {path}: {answer:?}");
@@ -169,6 +170,12 @@ impl World {
     pub async fn until_phase(&self, vm: &Vm, phase: Phase) {
         let gate = self.gates().find(&vm.host).expect("the microVM has a gate");
         within(gate.watch().wait_for(|now| *now == phase)).await.unwrap();
+    }
+
+    /// Waits until so many are at all endpoints together: in, and waiting to be let in.
+    pub async fn until_counts(&self, open: usize, held: usize) {
+        let mut counts = self.gates().counts();
+        within(counts.wait_for(|now| *now == Counts { open, held })).await.unwrap();
     }
 
     /// Asks until an image has come to a state, as clients of the service do.
