@@ -166,7 +166,11 @@ impl Given {
             <[String; 1]>::try_from(operands).map(|[operand]| operand).map_err(|_| needs(what))
         };
         let ids = |operands: Vec<String>| {
-            if operands.is_empty() { Err(needs("the id of a microVM, or more")) } else { Ok(operands) }
+            if operands.is_empty() {
+                Err(needs("the id of a microVM, or more"))
+            } else {
+                Ok(operands)
+            }
         };
         Ok(match word {
             "ps" => What::Ps,
@@ -238,9 +242,20 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in
-            ["", "run", "rm", "run a b", "ps --follow", "suspend", "logs", "serve x", "bogus", "serve --bogus", "serve --state a --state b", "env --listen 127.0.0.1:1"]
-        {
+        for text in [
+            "",
+            "run",
+            "rm",
+            "run a b",
+            "ps --follow",
+            "suspend",
+            "logs",
+            "serve x",
+            "bogus",
+            "serve --bogus",
+            "serve --state a --state b",
+            "env --listen 127.0.0.1:1",
+        ] {
             assert!(parse_text(text).is_err(), "{text}");
         }
         let what = |text: &str| match parse_text(text).unwrap() {

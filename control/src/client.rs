@@ -107,7 +107,8 @@ impl Client {
     /// Asks and waits for the answer. A refusal is an error, in the service's words.
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Value, ClientError> {
         let slow = |_| ClientError::Slow { address: self.address.clone() };
-        let (status, body) = timeout(TIMEOUT, self.send(self.request(ask)?)).await.map_err(slow)??;
+        let (status, body) =
+            timeout(TIMEOUT, self.send(self.request(ask)?)).await.map_err(slow)??;
         let answer: Value = match body.as_ref() {
             b"" => Value::Null,
             body => serde_json::from_slice(body)
@@ -122,7 +123,8 @@ impl Client {
     }
 
     fn request(&self, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, ClientError> {
-        let failed = |error: &dyn std::error::Error| ClientError::Make { reason: error.to_string() };
+        let failed =
+            |error: &dyn std::error::Error| ClientError::Make { reason: error.to_string() };
         let body = if ask.body.is_null() { String::new() } else { ask.body.to_string() };
         let mut request = Request::builder()
             .method(ask.method)
@@ -150,7 +152,8 @@ impl Client {
             .map_err(|error| failed(&error))?
             .into();
         let headers = request.headers().iter();
-        let headers = headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        let headers =
+            headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
         let signable = SignableRequest::new(
             ask.method,
             format!("https://{}{}", self.address, ask.path),
@@ -172,9 +175,8 @@ impl Client {
         let http = |source| ClientError::Http { address: address(), source };
         let stream = TcpStream::connect(&self.address).await.map_err(reach)?;
         // The certificate is for loopback; whoever is asked has the authority's key.
-        let name = ServerName::try_from("localhost").map_err(|error| ClientError::Make {
-            reason: error.to_string(),
-        })?;
+        let name = ServerName::try_from("localhost")
+            .map_err(|error| ClientError::Make { reason: error.to_string() })?;
         let stream = self.tls.connect(name, stream).await.map_err(reach)?;
         let io = TokioIo::new(stream);
         let (mut sender, connection) =

@@ -248,6 +248,7 @@ fn short(arn: &Value) -> String {
 
 /// What a guest writes must not command the terminal of who reads it.
 fn printable(text: &str) -> String {
-    let safe = |letter: char| if letter.is_control() && letter != '\t' { '\u{fffd}' } else { letter };
+    let safe =
+        |letter: char| if letter.is_control() && letter != '\t' { '\u{fffd}' } else { letter };
     text.chars().map(safe).collect()
 }

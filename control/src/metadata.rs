@@ -122,9 +122,8 @@ impl Metadata {
             return Answer::empty(405);
         }
         let ticket = text(TOKEN_HEADER).map(|token| self.seal.open(Kind::Metadata, token));
-        let is_good = |ticket: &Ticket| {
-            ticket.microvm == microvm && self.clock.now() < ticket.expires
-        };
+        let is_good =
+            |ticket: &Ticket| ticket.microvm == microvm && self.clock.now() < ticket.expires;
         if !ticket.is_some_and(|ticket| ticket.as_ref().is_ok_and(is_good)) {
             return Answer::empty(401);
         }

@@ -82,11 +82,8 @@ pub fn front(
 ) -> Result<Front, Error> {
     let (credentials, seal) = (directory.credentials()?, directory.seal()?);
     let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
-    let sessions = Arc::new(Sessions {
-        seal: seal.clone(),
-        store: Arc::clone(&store),
-        clock: clock.clone(),
-    });
+    let sessions =
+        Arc::new(Sessions { seal: seal.clone(), store: Arc::clone(&store), clock: clock.clone() });
     let gatekeeper =
         Gatekeeper { credentials: credentials.clone(), sessions: Arc::clone(&sessions) };
     let objects = s3::service(&directory.file("objects"), &store, settings, gatekeeper)?;
@@ -100,12 +97,8 @@ pub fn front(
         clock: clock.clone(),
     })?);
     let endpoints = Endpoints::new(settings, &lambda, &worker, seal.clone());
-    let metadata = Metadata {
-        seal,
-        clock,
-        lambda: Arc::clone(&lambda),
-        sessions: Arc::clone(&sessions),
-    };
+    let metadata =
+        Metadata { seal, clock, lambda: Arc::clone(&lambda), sessions: Arc::clone(&sessions) };
     let verifier = Verifier::new(credentials).with_sessions(&sessions);
     let services = Services {
         iam: Iam::new(Arc::clone(&store), Arc::clone(settings))?,

@@ -111,8 +111,10 @@ impl Sessions {
         }
         let policies = self.policies(&session.role)?.unwrap_or_default();
         let has = |names: &[&str]| {
-            let managed = policies.iter().filter_map(|arn| arn.strip_prefix("arn:aws:iam::aws:policy/"));
-            let mut names_of = managed.map(|name| name.strip_prefix("service-role/").unwrap_or(name));
+            let managed =
+                policies.iter().filter_map(|arn| arn.strip_prefix("arn:aws:iam::aws:policy/"));
+            let mut names_of =
+                managed.map(|name| name.strip_prefix("service-role/").unwrap_or(name));
             names_of.any(|name| names.contains(&name))
         };
         Ok(match service {
@@ -186,9 +188,8 @@ impl S3Access for Gatekeeper {
                     .iter()
                     .any(|word| context.s3_op().name().starts_with(word));
                 let sessions = Arc::clone(&self.sessions);
-                let work = tokio::task::spawn_blocking(move || {
-                    sessions.allows(&session, "s3", is_read)
-                });
+                let work =
+                    tokio::task::spawn_blocking(move || sessions.allows(&session, "s3", is_read));
                 if matches!(work.await, Ok(Ok(true))) {
                     return Ok(());
                 }

@@ -198,3 +198,45 @@ fn valid_for(params: &mut CertificateParams, time: Duration) {
     params.not_before = now - BACKDATED;
     params.not_after = now + time;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn write(files: &settings::Certificate, name: &str) -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.into()]).unwrap();
+        let certificate = certificate.self_signed(&key).unwrap();
+        // As tools do it: one after the other, each replaced whole.
+        for (path, text) in [(&files.chain, certificate.pem()), (&files.key, key.serialize_pem())] {
+            let new = path.with_extension("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(&new, path).unwrap();
+        }
+        certificate.der().to_vec()
+    }
+
+    #[test]
+    fn a_given_certificate_is_read_again_when_it_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (chain, key) = (directory.path().join("c.pem"), directory.path().join("k.pem"));
+        let files = settings::Certificate { chain, key };
+        assert!(matches!(Given::load(files.clone()), Err(TlsError::File { .. })));
+        let first = write(&files, "a.example");
+        let given = Given::load(files.clone()).unwrap();
+        let current = || given.current().cert[0].to_vec();
+        assert_eq!(current(), first);
+        // Half of a change is none.
+        let key = fs::read(&files.key).unwrap();
+        let second = write(&files, "b.example");
+        let second_key = fs::read(&files.key).unwrap();
+        fs::write(&files.key, key).unwrap();
+        assert_eq!(current(), first, "the key is not the certificate's");
+        fs::write(&files.key, &second_key[..20]).unwrap();
+        assert_eq!(current(), first, "the key is cut short");
+        fs::write(&files.key, second_key).unwrap();
+        assert_eq!(current(), second);
+    }
+}

@@ -39,16 +39,18 @@ fn agent(socket: std::path::PathBuf) {
 async fn a_shell_is_a_terminal_that_is_typed_into_resized_and_left() {
     let world = World::new().await;
     agent(world.file("agent.sock"));
-    let connector =
-        |word: &str| format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{word}");
+    let connector = |word: &str| {
+        format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{word}")
+    };
     let ingress = [connector("SHELL_INGRESS"), connector("HTTP_INGRESS")];
     let vm = world.vm(json!({ "ingressNetworkConnectors": ingress })).await;
     let token = world.shell_token(&vm);
     assert_eq!(world.get(&vm, &token, "/").await.status, 502, "it is no WebSocket");
     let mut request =
         world.url(&vm, "/shell").replacen("https", "wss", 1).into_client_request().unwrap();
-    let offer =
-        format!("lambda-microvms, lambda-microvms.authentication.{token}, lambda-microvms.port.8022");
+    let offer = format!(
+        "lambda-microvms, lambda-microvms.authentication.{token}, lambda-microvms.port.8022"
+    );
     request.headers_mut().insert("sec-websocket-protocol", offer.parse().unwrap());
     let (mut socket, response) =
         within(client_async(request, world.connect(&vm.host).await)).await.unwrap();

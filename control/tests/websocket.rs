@@ -23,7 +23,8 @@ async fn open(
     path: &str,
     headers: &[(&'static str, &str)],
 ) -> Result<(Socket, Option<String>), u16> {
-    let mut request = world.url(vm, path).replacen("https", "wss", 1).into_client_request().unwrap();
+    let mut request =
+        world.url(vm, path).replacen("https", "wss", 1).into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }
@@ -43,11 +44,17 @@ async fn messages_go_to_and_fro_and_the_app_sees_its_own_subprotocols_only() {
     let app = App::serve(&world.worker.socket(PORT));
     let vm = world.vm(json!({})).await;
     let token = world.token(&vm, json!([{ "port": PORT }]));
-    let offer = |more: &str| format!("lambda-microvms, lambda-microvms.authentication.{token}{more}");
+    let offer =
+        |more: &str| format!("lambda-microvms, lambda-microvms.authentication.{token}{more}");
     let cases = [
         ("x-aws-proxy-auth", token.clone(), None, None),
         ("sec-websocket-protocol", offer(""), Some("lambda-microvms"), None),
-        ("sec-websocket-protocol", offer(", lambda-microvms.port.8080"), Some("lambda-microvms"), None),
+        (
+            "sec-websocket-protocol",
+            offer(", lambda-microvms.port.8080"),
+            Some("lambda-microvms"),
+            None,
+        ),
         ("sec-websocket-protocol", offer(", chat"), Some("chat"), Some("chat")),
     ];
     for (name, value, chosen, offered) in cases {
@@ -93,7 +100,9 @@ async fn an_open_socket_keeps_a_microvm_awake_and_ends_with_it() {
     world.suspend(&vm).await;
     let end = within(socket.next()).await;
     assert!(end.is_none_or(|message| message.is_err()), "it is cut");
-    // A handshake wakes it, as any request does.
+    // A handshake wakes it, as any request does; the token before has expired.
+    let token = world.token_for_all(&vm);
+    let headers = [("x-aws-proxy-auth", token.as_str())];
     let (mut socket, _) = open(&world, &vm, "/socket", &headers).await.unwrap();
     socket.send(Message::text("again")).await.unwrap();
     assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::text("again"));

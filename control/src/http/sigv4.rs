@@ -136,37 +136,37 @@ fn sign_again(
     secret: &str,
     time: OffsetDateTime,
 ) -> Result<String, ServiceError> {
-        let failed = |_| invalid("The request cannot be signed as it says it was.");
-        let identity = SigningCredentials::from_keys(authorization.access_key, secret, None).into();
-        // The path that is signed is the one on the wire, encoded once more.
-        let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Double;
-        settings.payload_checksum_kind = PayloadChecksumKind::NoHeader;
-        settings.excluded_headers = None;
-        let params = v4::SigningParams::builder()
-            .identity(&identity)
-            .region(authorization.region)
-            .name(authorization.service)
-            .time(time.into())
-            .settings(settings)
-            .build()
-            .map_err(|_| invalid("The request cannot be signed as it says it was."))?
-            .into();
-        let mut headers = Vec::new();
-        for name in &authorization.signed_headers {
-            for value in received.headers.get_all(*name) {
-                let text = value.to_str().map_err(|_| invalid("A signed header is not ASCII."))?;
-                headers.push((*name, text));
-            }
+    let failed = |_| invalid("The request cannot be signed as it says it was.");
+    let identity = SigningCredentials::from_keys(authorization.access_key, secret, None).into();
+    // The path that is signed is the one on the wire, encoded once more.
+    let mut settings = SigningSettings::default();
+    settings.percent_encoding_mode = PercentEncodingMode::Double;
+    settings.payload_checksum_kind = PayloadChecksumKind::NoHeader;
+    settings.excluded_headers = None;
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(authorization.region)
+        .name(authorization.service)
+        .time(time.into())
+        .settings(settings)
+        .build()
+        .map_err(|_| invalid("The request cannot be signed as it says it was."))?
+        .into();
+    let mut headers = Vec::new();
+    for name in &authorization.signed_headers {
+        for value in received.headers.get_all(*name) {
+            let text = value.to_str().map_err(|_| invalid("A signed header is not ASCII."))?;
+            headers.push((*name, text));
         }
-        let uri = match received.query {
-            "" => received.path.to_owned(),
-            query => format!("{}?{query}", received.path),
-        };
-        let body = SignableBody::Bytes(received.body);
-        let request = SignableRequest::new(received.method, uri, headers.into_iter(), body);
-        let output = sign(request.map_err(failed)?, &params).map_err(failed)?;
-        Ok(output.signature().to_owned())
+    }
+    let uri = match received.query {
+        "" => received.path.to_owned(),
+        query => format!("{}?{query}", received.path),
+    };
+    let body = SignableBody::Bytes(received.body);
+    let request = SignableRequest::new(received.method, uri, headers.into_iter(), body);
+    let output = sign(request.map_err(failed)?, &params).map_err(failed)?;
+    Ok(output.signature().to_owned())
 }
 
 impl<'a> Authorization<'a> {
