@@ -29,7 +29,7 @@ Usage: rotifer serve [--listen ADDRESS] [--state DIRECTORY] [--config FILE]
   --listen ADDRESS    an address other than loopback needs --listen-anywhere beside it
   --listen-anywhere   this host's network may reach the daemon; only the access key keeps it out
   --state DIRECTORY   what the daemon keeps; one daemon at a time
-  --config FILE       settings in JSON: region, account, endpoint-domain, quotas, rates
+  --config FILE       settings in JSON: docs/api-compatibility.md has them all
 
 `env` prints what the AWS CLI and the SDKs need, for a shell:  eval \"$(rotifer env)\"
 

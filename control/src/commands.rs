@@ -1,6 +1,7 @@
 //! `rotifer ps`, `images`, `run`, `suspend`, `resume`, `rm`, `logs`: thin over the API.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub enum CommandError {
     State(#[from] crate::state::StateError),
     #[error("there is no image {name:?}; `rotifer images` lists them")]
     NoImage { name: String },
+    #[error("cannot write what came of it")]
+    Write(#[source] std::io::Error),
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
     #[error("{failed} of {all} microVMs were left as they are")]
@@ -76,17 +79,17 @@ impl Commands {
         match what {
             What::Ps => {
                 let members = ["microvmId", "state", "imageArn", "imageVersion", "startedAt"];
-                self.table(&self.list(MICROVMS, "").await?, &members);
+                self.table(&self.list(MICROVMS).await?, &members)?;
             }
             What::Images => {
                 let members = ["name", "state", "latestActiveImageVersion", "createdAt"];
-                self.table(&self.list(IMAGES, "").await?, &members);
+                self.table(&self.list(IMAGES).await?, &members)?;
             }
             What::Run { image } => {
                 let image = self.image(image).await?;
                 let body = json!({ "imageIdentifier": image });
                 let made = self.lambda("POST", MICROVMS, &body).await?;
-                self.line(&made, &["microvmId", "endpoint"]);
+                self.line(&made, &["microvmId", "endpoint"])?;
             }
             What::Suspend { ids } => self.each("POST", "/suspend", ids).await?,
             What::Resume { ids } => self.each("POST", "/resume", ids).await?,
@@ -101,13 +104,13 @@ impl Commands {
     }
 
     /// All pages of a list.
-    async fn list(&self, path: &str, filter: &str) -> Result<Vec<Value>, ClientError> {
+    async fn list(&self, path: &str) -> Result<Vec<Value>, ClientError> {
         let (mut items, mut token) = (Vec::new(), String::new());
         loop {
-            let page = self.lambda("GET", &format!("{path}?{filter}{token}"), &Value::Null).await?;
+            let page = self.lambda("GET", &format!("{path}{token}"), &Value::Null).await?;
             items.extend(page["items"].as_array().cloned().unwrap_or_default());
             match page["nextToken"].as_str() {
-                Some(next) => token = format!("&nextToken={next}"),
+                Some(next) => token = format!("?nextToken={next}"),
                 None => return Ok(items),
             }
         }
@@ -118,7 +121,7 @@ impl Commands {
         if name.starts_with("arn:") {
             return Ok(name.into());
         }
-        let images = self.list(IMAGES, "").await?;
+        let images = self.list(IMAGES).await?;
         let found = images.iter().find(|image| image["name"] == name);
         let arn = found.and_then(|image| image["imageArn"].as_str());
         arn.map(str::to_owned).ok_or_else(|| CommandError::NoImage { name: name.into() })
@@ -178,7 +181,7 @@ impl Commands {
                         shown.clear();
                     }
                     if shown.insert(event["eventId"].to_string()) {
-                        self.event(event);
+                        self.event(event)?;
                     }
                 }
                 token = page["nextToken"].clone();
@@ -193,38 +196,43 @@ impl Commands {
         }
     }
 
-    fn event(&self, event: &Value) {
+    fn event(&self, event: &Value) -> Result<(), CommandError> {
         if self.json {
-            return println!("{event}");
+            return say(&event.to_string());
         }
-        let text = event["message"].as_str().unwrap_or_default();
-        println!("{}", printable(text.trim_end()));
+        say(&printable(event["message"].as_str().unwrap_or_default().trim_end()))
     }
 
-    fn table(&self, items: &[Value], members: &[&str]) {
+    fn table(&self, items: &[Value], members: &[&str]) -> Result<(), CommandError> {
         if self.json {
-            return items.iter().for_each(|item| println!("{item}"));
+            return items.iter().try_for_each(|item| say(&item.to_string()));
         }
         let head = members.iter().map(|name| name.to_uppercase()).collect();
-        let rows: Vec<Vec<String>> = std::iter::once(head)
-            .chain(items.iter().map(|item| members.iter().map(|name| cell(item, name)).collect()))
-            .collect();
-        let widths: Vec<usize> = (0..members.len())
-            .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-            .collect();
-        for row in rows {
+        let cells = |item: &Value| members.iter().map(|name| cell(item, name)).collect();
+        let rows: Vec<Vec<String>> = std::iter::once(head).chain(items.iter().map(cells)).collect();
+        let width = |column: usize| {
+            rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..members.len()).map(width).collect();
+        for row in &rows {
             let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-            println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+            say(cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
+        Ok(())
     }
 
-    fn line(&self, item: &Value, members: &[&str]) {
+    fn line(&self, item: &Value, members: &[&str]) -> Result<(), CommandError> {
         if self.json {
-            return println!("{item}");
+            return say(&item.to_string());
         }
         let cells = members.iter().map(|name| cell(item, name));
-        println!("{}", cells.collect::<Vec<_>>().join("  "));
+        say(&cells.collect::<Vec<_>>().join("  "))
     }
+}
+
+/// Prints a line. Whoever reads it may have gone.
+fn say(line: &str) -> Result<(), CommandError> {
+    writeln!(std::io::stdout(), "{line}").map_err(CommandError::Write)
 }
 
 /// A member as people read it.

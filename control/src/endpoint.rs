@@ -171,7 +171,7 @@ impl Endpoints {
         let (mut parts, body) = response.into_parts();
         headers::strip_response(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        Ok(Response::from_parts(parts, Body::http_body_unsync(Guarded::new(body, pass))))
+        Ok(Response::from_parts(parts, Body::http_body_unsync(Guarded::new(body, pass, place))))
     }
 
     /// Whether the token is good for the host. Who has none learns nothing of what hosts there are.

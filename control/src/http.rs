@@ -100,7 +100,7 @@ impl Front {
             Err(text) => respond(Answer::text(400, text)),
             Ok(Some(host)) if self.endpoints.has(host.host()) => {
                 let response = self.endpoints.answer(request, &host, id, place).await;
-                self.metrics.count(metrics::Service::Endpoint, response.status());
+                self.metrics.count("endpoint", response.status());
                 return Ok(response);
             }
             Ok(_) if is_metrics(&request) && place.is_local() => {
@@ -119,8 +119,7 @@ impl Front {
                 } else {
                     respond(self.small(request).await)
                 };
-                let service = metrics::Service::named(service.as_deref());
-                self.metrics.count(service, response.status());
+                self.metrics.count(metrics::service(service.as_deref()), response.status());
                 response
             }
         };

@@ -1,8 +1,8 @@
 //! What Prometheus asks for at `/metrics`: requests, endpoints, the fleet. Clients of this host get it, and
 //! no label is of a client's making.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,7 +23,7 @@ pub struct Metrics {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
-    service: Service,
+    service: &'static str,
     status: &'static str,
 }
 
@@ -32,30 +32,15 @@ struct State {
     state: &'static str,
 }
 
-/// Whom a request was for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Service {
-    Endpoint,
-    S3,
-    Lambda,
-    Sts,
-    Iam,
-    Logs,
-    Other,
-}
-
-impl Service {
-    /// As it is in a signature's scope.
-    pub fn named(name: Option<&str>) -> Self {
-        match name {
-            Some("s3") => Self::S3,
-            Some("lambda") => Self::Lambda,
-            Some("sts") => Self::Sts,
-            Some("iam") => Self::Iam,
-            Some("logs") => Self::Logs,
-            _ => Self::Other,
-        }
+/// Whom a request was for, by the scope of its signature: one of few names, whatever the client says.
+pub fn service(scope: Option<&str>) -> &'static str {
+    match scope {
+        Some("s3") => "s3",
+        Some("lambda") => "lambda",
+        Some("sts") => "sts",
+        Some("iam") => "iam",
+        Some("logs") => "logs",
+        _ => "other",
     }
 }
 
@@ -77,7 +62,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// A request was answered.
-    pub fn count(&self, service: Service, status: hyper::StatusCode) {
+    pub fn count(&self, service: &'static str, status: hyper::StatusCode) {
         let status = match status.as_u16() / 100 {
             1 => "1xx",
             2 => "2xx",

@@ -265,8 +265,8 @@ async fn metrics_tell_what_there_is() {
     world.suspend(&b).await;
     let shown = world.send("localhost", "/metrics", &[]).await.body;
     for line in [
-        "rotifer_requests_total{service=\"Endpoint\",status=\"2xx\"} 1",
-        "rotifer_requests_total{service=\"Endpoint\",status=\"4xx\"} 1",
+        "rotifer_requests_total{service=\"endpoint\",status=\"2xx\"} 1",
+        "rotifer_requests_total{service=\"endpoint\",status=\"4xx\"} 1",
         "rotifer_microvms{state=\"RUNNING\"} 1",
         "rotifer_microvms{state=\"SUSPENDED\"} 1",
         "rotifer_microvms{state=\"PENDING\"} 0",

@@ -82,7 +82,7 @@ async fn a_guest_gets_its_roles_credentials_and_they_are_good_for_what_the_role_
     let shown: Value = serde_json::from_str(&shown).unwrap();
     let text = |name: &str| shown[name].as_str().unwrap().to_owned();
     assert_eq!((text("Code").as_str(), text("Type").as_str()), ("Success", "AWS-HMAC"));
-    let session = ["AccessKeyId", "SecretAccessKey", "Token"].map(|name| text(name)).join(" ");
+    let session = ["AccessKeyId", "SecretAccessKey", "Token"].map(text).join(" ");
     used(&world, &session, &vm.id).await;
     world.pass(60);
     assert_eq!(hear(&world, &vm, &role, &token).await.0, 401, "it was good for a minute");

@@ -73,9 +73,8 @@ async fn a_shell_is_a_terminal_that_is_typed_into_resized_and_left() {
     }
     socket.send(Message::binary(&b"exit\n"[..])).await.unwrap();
     let closed = loop {
-        match within(socket.next()).await.unwrap().unwrap() {
-            Message::Close(frame) => break frame.unwrap(),
-            _ => {}
+        if let Message::Close(frame) = within(socket.next()).await.unwrap().unwrap() {
+            break frame.unwrap();
         }
     };
     assert_eq!((closed.code, closed.reason.as_str()), (CloseCode::Normal, "shell exited"));

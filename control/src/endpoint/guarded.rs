@@ -8,18 +8,20 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::gates::Pass;
+use crate::http::Place;
 
 /// A body that ends with an error when the microVM goes away under it.
 pub struct Guarded {
     body: Incoming,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
     _pass: Pass,
+    _place: Place,
 }
 
 impl Guarded {
-    /// Keeps the pass as long as the body lives.
-    pub fn new(body: Incoming, pass: Pass) -> Self {
-        Self { body, cut: Box::pin(pass.cut()), _pass: pass }
+    /// Keeps the pass, and the client's connection from being idle, as long as the body lives.
+    pub fn new(body: Incoming, pass: Pass, place: Place) -> Self {
+        Self { body, cut: Box::pin(pass.cut()), _pass: pass, _place: place }
     }
 }
 

@@ -33,7 +33,8 @@ pub async fn open(
     headers::strip_response(response.headers_mut());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (parts, body) = response.into_parts();
-        return Ok(Response::from_parts(parts, Body::http_body_unsync(Guarded::new(body, pass))));
+        let body = Guarded::new(body, pass, place);
+        return Ok(Response::from_parts(parts, Body::http_body_unsync(body)));
     }
     let app = hyper::upgrade::on(&mut response);
     tokio::spawn(async move {

@@ -35,6 +35,9 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// When the process has no descriptors left, asking again at once would only burn time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Copies of its place that every connection has: one to look at, one to hand out.
+const COPIES: usize = 2;
+
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
@@ -55,7 +58,7 @@ pub struct Listener {
 /// ended on a connection, a WebSocket, keeps it.
 #[derive(Clone)]
 pub struct Place {
-    _permit: Arc<OwnedSemaphorePermit>,
+    permit: Arc<OwnedSemaphorePermit>,
     end: watch::Receiver<bool>,
     peer: IpAddr,
 }
@@ -64,6 +67,11 @@ impl Place {
     /// Whether the client is on this host.
     pub fn is_local(&self) -> bool {
         self.peer.is_loopback()
+    }
+
+    /// Whether somebody has a copy besides those that a connection has of its own.
+    fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.permit) > COPIES
     }
 
     /// When the daemon ends.
@@ -99,7 +107,7 @@ impl Listener {
             match (accepted, permit) {
                 (Ok((stream, peer)), Ok(permit)) => {
                     let (permit, end, peer) = (Arc::new(permit), ended.clone(), peer.ip());
-                    let place = Place { _permit: permit, end, peer };
+                    let place = Place { permit, end, peer };
                     tokio::spawn(connection(stream, Arc::clone(&front), tls.clone(), place));
                 }
                 (Err(error), _) => {
@@ -149,7 +157,7 @@ async fn connection(stream: TcpStream, front: Arc<Front>, tls: TlsAcceptor, mut 
             _ = looks.tick() => {
                 // HTTP/2 has no time-out of its own. What is being answered is answered first.
                 let now = count.load(Ordering::Relaxed);
-                if now == seen {
+                if now == seen && !place.is_busy() {
                     served.as_mut().graceful_shutdown();
                 }
                 seen = now;

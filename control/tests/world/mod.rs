@@ -55,10 +55,13 @@ pub struct Vm {
     pub host: String,
 }
 
+/// Resumes that have not ended: who, and whom it is told.
+type Held = Vec<(String, Sender<Report>)>;
+
 /// Says that everything is done, unless the test holds it back.
 pub struct TestWorker {
     directory: PathBuf,
-    held: Mutex<Option<Vec<(String, Sender<Report>)>>>,
+    held: Mutex<Option<Held>>,
     /// Resumes that were begun.
     pub resumes: AtomicUsize,
     /// Connections that were made.
@@ -88,6 +91,9 @@ impl World {
         let front = Arc::new(front);
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let port = listener.address.port();
+        // As `rotifer serve` leaves it for our own command line.
+        let place = format!("https://{}\n{}\n", listener.address, settings.region);
+        state.write("endpoint", place.as_bytes()).unwrap();
         let (end, ended) = oneshot::channel::<()>();
         tokio::spawn(listener.serve(Arc::clone(&front), acceptor, async {
             let _dropped = ended.await;
