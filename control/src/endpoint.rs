@@ -168,6 +168,10 @@ impl Endpoints {
             sent = sent => sent.map_err(|error| nothing(pass.gate(), port, &error))?,
             () = pass.cut() => return Err(Refusal::Nothing),
         };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for it.
+            return Err(Refusal::Nothing);
+        }
         let (mut parts, body) = response.into_parts();
         headers::strip_response(&mut parts.headers);
         parts.version = Version::HTTP_11;

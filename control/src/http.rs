@@ -186,6 +186,10 @@ fn authority(request: &Request<Incoming>) -> Result<Option<Authority>, &'static 
     if hosts.next().is_some() {
         return Err("There is more than one Host header.");
     }
+    let has_user = |host: &Authority| host.as_str().contains('@');
+    if header.iter().chain(request.uri().authority()).any(has_user) {
+        return Err("A host has no user.");
+    }
     match (request.uri().authority(), header) {
         (Some(target), Some(header)) if *target != header => {
             Err("The Host header and the request's target are not the same host.")

@@ -1,7 +1,5 @@
 //! MicroVMs' endpoints, between real clients and real apps.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod world;
 
 use std::sync::atomic::Ordering;

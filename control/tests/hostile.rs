@@ -45,6 +45,7 @@ async fn no_request_is_smuggled_inside_another() {
         ("a space before the colon", "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
         ("a folded line", "X-A: b\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         ("two hosts", "Host: other\r\nContent-Length: 0\r\n\r\n"),
+        ("a host with a user", "Host: a@b\r\nContent-Length: 0\r\n\r\n"),
         ("a zero byte", "X-A: a\0b\r\nContent-Length: 0\r\n\r\n"),
     ];
     for (name, rest) in refused {
@@ -147,11 +148,12 @@ async fn what_is_no_answer_is_none() {
     let vm = world.vm(json!({})).await;
     let token = world.token_for_all(&vm);
     let long = format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n\r\n", "a".repeat(200_000));
-    let answers: [(&str, u16); 5] = [
+    let answers: [(&str, u16); 6] = [
         ("", 502),
         ("nonsense\r\n\r\n", 502),
         (&long, 502),
         ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 502),
+        ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", 502),
         ("HTTP/1.1 204 No Content\r\nX-aws-proxy-auth: mine\r\n\r\n", 204),
     ];
     for (number, (said, status)) in answers.into_iter().enumerate() {
