@@ -1,7 +1,5 @@
 //! gRPC through an endpoint: `./x test control` installs the client and says where it is.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod world;
 
 use std::path::Path;

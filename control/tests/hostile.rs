@@ -1,7 +1,5 @@
 //! What clients do who mean no good: it costs them their connection, and nobody else anything.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod world;
 
 use bytes::Bytes;
