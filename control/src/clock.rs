@@ -2,6 +2,8 @@
 //!
 //! Nothing that decides reads a clock of its own: it is given a [`Timestamp`].
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +47,25 @@ impl Timestamp {
     pub fn date_time(self) -> OffsetDateTime {
         let nanoseconds = i128::from(self.0) * 1_000_000;
         OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+/// Where the time comes from: whoever drives things asks it, and tells those who decide.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// The host's wall clock.
+    Host,
+    /// One that is moved by hand, for tests: milliseconds since 1970.
+    Manual(Arc<AtomicI64>),
+}
+
+impl Clock {
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::Host => Timestamp::now(),
+            Self::Manual(milliseconds) => Timestamp(milliseconds.load(Ordering::SeqCst)),
+        }
     }
 }
 

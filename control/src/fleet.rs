@@ -30,6 +30,7 @@ use uuid::Uuid;
 use crate::answer::{Members, ServiceError};
 use crate::clock::Timestamp;
 use crate::page;
+use crate::seal::Seal;
 use crate::settings::Settings;
 use names::Names;
 use records::{Connector, Image, Microvm, Token, Version, VersionId};
@@ -59,6 +60,19 @@ pub struct Context<'a> {
     pub fresh: fn() -> Uuid,
     /// Why microVMs cannot run on this host, if they cannot.
     pub worker_refusal: Option<&'a str>,
+    /// What tokens are sealed with.
+    pub seal: &'a Seal,
+}
+
+/// What came through a microVM's endpoint last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Nothing is known.
+    None,
+    /// Somebody is there.
+    Open,
+    /// Nobody has been since then.
+    Ended(Timestamp),
 }
 
 /// What follows.
@@ -225,6 +239,11 @@ impl Fleet {
         let microvms = self.microvms.values().filter_map(Microvm::unfinished);
         let connectors = self.connectors.values().filter_map(Connector::unfinished);
         builds.chain(microvms).chain(connectors).collect()
+    }
+
+    /// All microVMs.
+    pub fn microvms(&self) -> impl Iterator<Item = &Microvm> {
+        self.microvms.values()
     }
 
     fn versions_of<'a>(&'a self, image: &'a str) -> impl Iterator<Item = &'a Version> {

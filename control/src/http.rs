@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use s3s::service::S3Service;
@@ -23,11 +24,19 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-pub use self::connections::{Listener, ServeError};
+pub use self::connections::{Listener, Place, ServeError};
 use crate::answer::{Answer, Protocol, ServiceError};
 use crate::clock::Timestamp;
+use crate::endpoint::Endpoints;
+use crate::metadata::Metadata;
+use crate::metrics::{self, Metrics};
 use crate::services::Services;
+use crate::sessions::Session;
+use crate::settings::Limits;
 use sigv4::Verifier;
+
+/// Every answer has one.
+pub const REQUEST_ID: &str = "x-amzn-requestid";
 
 /// The longest body outside of S3. A batch of log events is 1 MiB, as JSON at most six times that.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
@@ -54,6 +63,8 @@ pub struct Call {
     pub service: String,
     /// The region that the signature is for.
     pub region: String,
+    /// Whose session it is; nothing if it is the daemon's own key.
+    pub session: Option<Session>,
 }
 
 /// Everything that requests go to.
@@ -64,37 +75,56 @@ pub struct Front {
     pub services: Arc<Services>,
     /// Knows the access key.
     pub verifier: Verifier,
-    /// Hosts that end so are microVMs' endpoints.
-    pub endpoint_suffix: String,
+    /// The microVMs' own host names.
+    pub endpoints: Endpoints,
+    /// What guests ask for.
+    pub metadata: Arc<Metadata>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What clients may use up.
+    pub limits: Limits,
     /// Bodies that may be in memory at the same time, also of who has no key.
     pub bodies: Semaphore,
 }
 
 impl Front {
-    /// Answers one request.
+    /// Answers one request of a connection.
     pub async fn answer(
         self: Arc<Self>,
         mut request: Request<Incoming>,
+        place: Place,
     ) -> Result<Response<Body>, HttpError> {
-        // HTTP/2 has the host elsewhere; signatures want it as a header.
-        if !request.headers().contains_key(HOST)
-            && let Some(authority) = request.uri().authority()
-            && let Ok(value) = HeaderValue::from_str(authority.as_str())
-        {
-            request.headers_mut().insert(HOST, value);
-        }
-        let mut response = if self.is_endpoint(request.headers()) {
-            respond(endpoint(request.headers()))
-        } else if service_of(&request).as_deref() == Some("s3") {
-            Service::<Request<Incoming>>::call(&self.objects, request).await?
-        } else {
-            respond(self.small(request).await)
+        // SDKs show it in their errors.
+        let id = request_id();
+        let mut response = match authority(&request) {
+            Err(text) => respond(Answer::text(400, text)),
+            Ok(Some(host)) if self.endpoints.has(host.host()) => {
+                let response = self.endpoints.answer(request, &host, id, place).await;
+                self.metrics.count("endpoint", response.status());
+                return Ok(response);
+            }
+            Ok(_) if is_metrics(&request) && place.is_local() => {
+                respond(self.metrics.answer(self.services.lambda.gates()))
+            }
+            Ok(host) => {
+                // HTTP/2 has the host elsewhere; signatures want it as a header.
+                if let Some(value) = host.and_then(|host| HeaderValue::from_str(host.as_str()).ok())
+                    && !request.headers().contains_key(HOST)
+                {
+                    request.headers_mut().insert(HOST, value);
+                }
+                let service = service_of(&request);
+                let response = if service.as_deref() == Some("s3") {
+                    Service::<Request<Incoming>>::call(&self.objects, request).await?
+                } else {
+                    respond(self.small(request).await)
+                };
+                self.metrics.count(metrics::service(service.as_deref()), response.status());
+                response
+            }
         };
-        // Whatever the service; SDKs show it in their errors.
-        if let Ok(id) = HeaderValue::from_str(&Uuid::new_v4().to_string()) {
-            response.headers_mut().insert("x-amzn-requestid", id.clone());
-            response.headers_mut().entry("x-amz-request-id").or_insert(id);
-        }
+        response.headers_mut().insert(REQUEST_ID, id.clone());
+        response.headers_mut().entry("x-amz-request-id").or_insert(id);
         Ok(response)
     }
 
@@ -141,24 +171,44 @@ impl Front {
             query: query.to_owned(),
             service: scope.service,
             region: scope.region,
+            session: scope.session,
             headers: head.headers,
             body,
         })
     }
+}
 
-    fn is_endpoint(&self, headers: &HeaderMap) -> bool {
-        let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        name.ends_with(&self.endpoint_suffix)
+/// Whom a request is for. Two hosts in one request are how one is asked and another answers.
+fn authority(request: &Request<Incoming>) -> Result<Option<Authority>, &'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let header = hosts.next().map(|value| Authority::try_from(value.as_bytes()));
+    let header = header.transpose().map_err(|_| "The Host header is not a host.")?;
+    if hosts.next().is_some() {
+        return Err("There is more than one Host header.");
+    }
+    let has_user = |host: &Authority| host.as_str().contains('@');
+    if header.iter().chain(request.uri().authority()).any(has_user) {
+        return Err("A host has no user.");
+    }
+    match (request.uri().authority(), header) {
+        (Some(target), Some(header)) if *target != header => {
+            Err("The Host header and the request's target are not the same host.")
+        }
+        (Some(target), _) => Ok(Some(target.clone())),
+        (None, header) => Ok(header),
     }
 }
 
-/// No microVM runs without a worker, so no host is known and no token is good.
-fn endpoint(headers: &HeaderMap) -> Answer {
-    match headers.get("x-aws-proxy-auth") {
-        Some(_) => Answer::text(403, "Token authentication failed"),
-        None => Answer::text(403, "Request missing authentication"),
-    }
+/// What S3 would take for a bucket is never asked for without a signature.
+fn is_metrics(request: &Request<Incoming>) -> bool {
+    request.method() == hyper::Method::GET
+        && request.uri().path() == "/metrics"
+        && service_of(request).is_none()
+}
+
+fn request_id() -> HeaderValue {
+    let id = HeaderValue::from_str(&Uuid::new_v4().to_string());
+    id.unwrap_or_else(|_| HeaderValue::from_static("none"))
 }
 
 async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, ServiceError> {
@@ -202,7 +252,8 @@ fn service_of(request: &Request<Incoming>) -> Option<String> {
     scope.split([',', ' ']).next()?.split('/').nth(3).map(str::to_owned)
 }
 
-fn respond(answer: Answer) -> Response<Body> {
+/// An answer as a response.
+pub fn respond(answer: Answer) -> Response<Body> {
     let mut response = Response::new(Body::from(Bytes::from(answer.body)));
     *response.status_mut() = hyper::StatusCode::from_u16(answer.status).unwrap_or_default();
     let headers = response.headers_mut();

@@ -343,6 +343,22 @@ fn attached(transaction: &Transaction<'_>, role: &str) -> Result<Vec<String>, Se
     Ok(attempt("list policies", read)?)
 }
 
+/// The policies that are attached to a role, if there is such a role.
+pub fn policies_of(
+    transaction: &Transaction<'_>,
+    role: &str,
+) -> Result<Option<Vec<String>>, StoreError> {
+    let read = || {
+        let sql = "SELECT 1 FROM role WHERE name = ?1";
+        let is_there = transaction.query_row(sql, [role], |_| Ok(())).optional()?.is_some();
+        let sql = "SELECT arn FROM attached_policy WHERE role = ?1";
+        let arns = transaction.prepare(sql)?.query_map([role], |row| row.get(0))?.collect();
+        let arns: Result<Vec<String>, _> = arns;
+        Ok(is_there.then_some(arns?))
+    };
+    attempt("list policies", read)
+}
+
 fn no_such(text: String) -> ServiceError {
     ServiceError::new(404, "NoSuchEntity", text)
 }

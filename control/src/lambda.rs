@@ -14,11 +14,13 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::answer::{Answer, ServiceError};
-use crate::clock::Timestamp;
+use crate::clock::Clock;
+use crate::endpoint::Gates;
 use crate::fleet::records::VersionId;
-use crate::fleet::{Change, Context, Decided, Decision, Fleet, Report};
+use crate::fleet::{Action, Change, Context, Decided, Decision, Fleet, Report};
 use crate::http::Call;
 use crate::model::{Model, ModelError, Parsed};
+use crate::seal::Seal;
 use crate::settings::Settings;
 use crate::store::{Store, StoreError, attempt};
 use crate::worker::Worker;
@@ -34,11 +36,26 @@ pub struct Lambda {
     driver: Arc<Driver>,
 }
 
+/// What decisions are made with, kept in and carried out by.
+pub struct Parts {
+    /// Where decisions are kept.
+    pub store: Arc<Store>,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// Who acts.
+    pub worker: Arc<dyn Worker>,
+    /// What the endpoints see of the fleet.
+    pub gates: Arc<Gates>,
+    /// What tokens are sealed with.
+    pub seal: Seal,
+    /// The time.
+    pub clock: Clock,
+}
+
 /// What keeps decisions and begins actions.
 struct Driver {
     fleet: Mutex<Fleet>,
-    store: Arc<Store>,
-    worker: Arc<dyn Worker>,
+    parts: Parts,
     reports: Sender<Report>,
 }
 
@@ -56,19 +73,16 @@ pub enum LambdaError {
 
 impl Lambda {
     /// Reads what there is, and begins anew what had not ended.
-    pub fn open(
-        store: &Arc<Store>,
-        settings: &Arc<Settings>,
-        worker: Arc<dyn Worker>,
-    ) -> Result<Self, LambdaError> {
-        let mut fleet = Fleet::new(Arc::clone(settings));
-        for change in read(store)? {
+    pub fn open(parts: Parts) -> Result<Self, LambdaError> {
+        let rates = Mutex::new(Rates::new(&parts.settings.rates));
+        let mut fleet = Fleet::new(Arc::clone(&parts.settings));
+        for change in read(&parts.store)? {
+            show(&parts.gates, &change);
             fleet.apply(change);
         }
         let unfinished = fleet.unfinished();
         let (reports, reported) = mpsc::channel();
-        let (fleet, store) = (Mutex::new(fleet), Arc::clone(store));
-        let driver = Arc::new(Driver { fleet, store, worker, reports });
+        let driver = Arc::new(Driver { fleet: Mutex::new(fleet), parts, reports });
         let listener = Arc::downgrade(&driver);
         let listen = move || {
             let mut next_tick = Instant::now() + TICK;
@@ -90,9 +104,8 @@ impl Lambda {
         };
         thread::Builder::new().name("fleet".into()).spawn(listen).map_err(LambdaError::Thread)?;
         for action in unfinished {
-            driver.worker.begin(action, &driver.reports);
+            driver.parts.worker.begin(action, &driver.reports);
         }
-        let rates = Mutex::new(Rates::new(&settings.rates));
         Ok(Self { models: Model::all()?, rates, driver })
     }
 
@@ -110,7 +123,7 @@ impl Lambda {
             return Err(ServiceError::new(404, "UnknownOperationException", text));
         };
         let (operation, status, has_output, input) = parsed?;
-        let is_let_through = lock(&self.rates).take(&operation, Timestamp::now());
+        let is_let_through = lock(&self.rates).take(&operation, self.driver.parts.clock.now());
         if !is_let_through {
             let error = ServiceError::new(429, "ThrottlingException", "Rate exceeded");
             let mut answer = error.answer(crate::answer::Protocol::RestJson);
@@ -119,6 +132,34 @@ impl Lambda {
         }
         let answer = self.driver.decide(&operation, input)?;
         Ok(if has_output { Answer::json(status, &answer) } else { Answer::empty(status) })
+    }
+
+    /// Somebody is at the endpoint of a microVM that is suspended. Waits for the disk.
+    pub fn wake(&self, id: &str) -> Result<(), ServiceError> {
+        let report = Report::Wanted { id: id.into() };
+        self.driver.carry_out(|fleet, context| Ok(fleet.report(report, context))).map(|_| ())
+    }
+
+    /// The role that the code of a microVM acts in. Waits for the disk at times.
+    pub fn execution_role(&self, id: &str) -> Option<String> {
+        let fleet = lock(&self.driver.fleet);
+        let alive = fleet.microvms().find(|microvm| microvm.id == id && microvm.phase.is_alive());
+        alive.and_then(|microvm| microvm.execution_role.clone())
+    }
+
+    /// What the endpoints see.
+    pub fn gates(&self) -> &Arc<Gates> {
+        &self.driver.parts.gates
+    }
+
+    /// The time that decisions are made at.
+    pub fn clock(&self) -> &Clock {
+        &self.driver.parts.clock
+    }
+
+    /// Looks at the clock, which is done every second anyway.
+    pub fn tick(&self) {
+        self.driver.tick();
     }
 }
 
@@ -137,7 +178,22 @@ impl Driver {
     }
 
     fn tick(&self) {
-        if let Err(error) = self.carry_out(|fleet, context| Ok(fleet.tick(context))) {
+        let gates = &self.parts.gates;
+        let result = self.carry_out(|fleet, context| {
+            let traffic = |id: &str| gates.traffic(id);
+            loop {
+                let decision = fleet.tick(&traffic, context);
+                // Whoever has come in the meantime keeps it awake; who comes later waits.
+                let may_close = |action: &Action| match action {
+                    Action::Suspend(id) => gates.close_if_idle(id),
+                    _ => true,
+                };
+                if decision.actions.iter().all(may_close) {
+                    return Ok(decision);
+                }
+            }
+        });
+        if let Err(error) = result {
             tracing::error!("what the clock did could not be kept; it is tried again: {error}");
         }
     }
@@ -147,23 +203,38 @@ impl Driver {
         &self,
         decide: impl FnOnce(&Fleet, &Context<'_>) -> Decided,
     ) -> Result<Value, ServiceError> {
-        let worker_refusal = self.worker.refusal();
-        let context = Context { now: Timestamp::now(), fresh: Uuid::new_v4, worker_refusal };
+        let Parts { store, worker, gates, seal, clock, .. } = &self.parts;
+        let worker_refusal = worker.refusal();
+        let context = Context { now: clock.now(), fresh: Uuid::new_v4, worker_refusal, seal };
         let (actions, answer) = {
             let mut fleet = lock(&self.fleet);
             let Decision { changes, actions, answer } = decide(&fleet, &context)?;
-            if !changes.is_empty() {
-                self.store.write(|transaction| keep(transaction, &changes))?;
+            if !changes.is_empty()
+                && let Err(error) = store.write(|transaction| keep(transaction, &changes))
+            {
+                // Gates that were closed for this are opened again.
+                fleet.microvms().for_each(|microvm| gates.put(microvm));
+                return Err(error.into());
             }
             for change in changes {
+                show(gates, &change);
                 fleet.apply(change);
             }
             (actions, answer)
         };
         for action in actions {
-            self.worker.begin(action, &self.reports);
+            worker.begin(action, &self.reports);
         }
         Ok(answer)
+    }
+}
+
+/// Lets the endpoints see a change.
+fn show(gates: &Gates, change: &Change) {
+    match change {
+        Change::PutMicrovm(microvm) => gates.put(microvm),
+        Change::DeleteMicrovm(id) => gates.remove(id),
+        _ => {}
     }
 }
 

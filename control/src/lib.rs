@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  http        connections, signatures, which service        (shape)
+//!  ├─ endpoint microVMs' own host names: tokens, the proxy to their apps, the shell
 //!  ├─ s3       buckets and objects, through s3s
 //!  ├─ sts, iam, logs
 //!  └─ lambda   microVMs, images, network connectors: routes, the model's constraints
@@ -15,18 +16,25 @@
 
 pub mod answer;
 pub mod cli;
+pub mod client;
 pub mod clock;
+pub mod commands;
+pub mod endpoint;
 pub mod fleet;
 pub mod form;
 pub mod http;
 pub mod iam;
 pub mod lambda;
 pub mod logs;
+pub mod metadata;
+pub mod metrics;
 pub mod model;
 pub mod page;
 pub mod s3;
+pub mod seal;
 pub mod serve;
 pub mod services;
+pub mod sessions;
 pub mod settings;
 pub mod state;
 pub mod store;

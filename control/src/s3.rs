@@ -15,14 +15,13 @@ mod uploads;
 use std::path::Path;
 use std::sync::Arc;
 
-use s3s::auth::SimpleAuth;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3ErrorCode, s3_error};
 
 use crate::http::sigv4::SKEW_MAX_SECONDS;
+use crate::sessions::Gatekeeper;
 use crate::settings::Settings;
-use crate::state::Credentials;
 use crate::store::{Store, StoreError};
 pub use blobs::BlobError;
 use blobs::Blobs;
@@ -44,7 +43,7 @@ pub fn service(
     directory: &Path,
     store: &Arc<Store>,
     settings: &Arc<Settings>,
-    credentials: &Credentials,
+    gatekeeper: Gatekeeper,
 ) -> Result<S3Service, BlobError> {
     let blobs = Blobs::open(directory, settings.quotas.object_bytes)?;
     let used = catalog::all_blobs(store).map_err(BlobError::Catalog)?;
@@ -62,8 +61,8 @@ pub fn service(
     let (store, settings) = (Arc::clone(store), Arc::clone(settings));
     let mut builder = S3ServiceBuilder::new(Objects { store, blobs, settings });
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-    let Credentials { access_key_id, secret_access_key } = credentials;
-    builder.set_auth(SimpleAuth::from_single(access_key_id.clone(), secret_access_key.as_str()));
+    builder.set_auth(gatekeeper.clone());
+    builder.set_access(gatekeeper);
     Ok(builder.build())
 }
 

@@ -9,18 +9,23 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::cli::Options;
+use crate::clock::Clock;
+use crate::endpoint::{Endpoints, Gates};
 use crate::http::sigv4::Verifier;
 use crate::http::{BODIES_MAX, Front, Listener, ServeError};
 use crate::iam::Iam;
-use crate::lambda::{Lambda, LambdaError};
+use crate::lambda::{self, Lambda, LambdaError};
 use crate::logs::Logs;
+use crate::metadata::Metadata;
+use crate::metrics::Metrics;
 use crate::s3::{self, BlobError};
 use crate::services::Services;
+use crate::sessions::{Gatekeeper, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{Directory, StateError};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsError};
-use crate::worker;
+use crate::worker::{self, Worker};
 
 /// What is logged unless RUST_LOG says otherwise. s3s calls every refusal of a client an error; what is
 /// ours to know of we log ourselves.
@@ -68,30 +73,58 @@ pub fn run(options: &Options) -> Result<(), Error> {
     runtime.block_on(serve(options, Arc::new(settings)))
 }
 
+/// Everything behind the port, on a directory of its own.
+pub fn front(
+    directory: &Directory,
+    settings: &Arc<Settings>,
+    worker: Arc<dyn Worker>,
+    clock: Clock,
+) -> Result<Front, Error> {
+    let (credentials, seal) = (directory.credentials()?, directory.seal()?);
+    let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
+    let sessions =
+        Arc::new(Sessions { seal: seal.clone(), store: Arc::clone(&store), clock: clock.clone() });
+    let gatekeeper =
+        Gatekeeper { credentials: credentials.clone(), sessions: Arc::clone(&sessions) };
+    let objects = s3::service(&directory.file("objects"), &store, settings, gatekeeper)?;
+    let gates = Arc::new(Gates::new(clock.clone(), Arc::clone(&worker), settings));
+    let lambda = Arc::new(Lambda::open(lambda::Parts {
+        store: Arc::clone(&store),
+        settings: Arc::clone(settings),
+        worker: Arc::clone(&worker),
+        gates,
+        seal: seal.clone(),
+        clock: clock.clone(),
+    })?);
+    let endpoints = Endpoints::new(settings, &lambda, &worker, seal.clone());
+    let metadata =
+        Metadata { seal, clock, lambda: Arc::clone(&lambda), sessions: Arc::clone(&sessions) };
+    let verifier = Verifier::new(credentials).with_sessions(&sessions);
+    let services = Services {
+        iam: Iam::new(Arc::clone(&store), Arc::clone(settings))?,
+        logs: Logs::new(store, Arc::clone(settings))?,
+        lambda,
+        sessions,
+        settings: Arc::clone(settings),
+    };
+    Ok(Front {
+        objects,
+        services: Arc::new(services),
+        verifier,
+        endpoints,
+        metadata: Arc::new(metadata),
+        metrics: Metrics::default(),
+        limits: settings.limits.clone(),
+        bodies: Semaphore::new(BODIES_MAX),
+    })
+}
+
 async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> {
     let directory = Directory::open(&options.state)?;
     let _lock = directory.lock()?;
     let credentials = directory.credentials()?;
     let tls = TlsAcceptor::from(tls::server(&directory, &settings)?);
-    let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
-    let objects = s3::service(&directory.file("objects"), &store, &settings, &credentials)?;
-    let lambda = Lambda::open(&store, &settings, Arc::new(worker::Absent))?;
-    let services = Services {
-        iam: Iam::new(Arc::clone(&store), Arc::clone(&settings))?,
-        logs: Logs::new(Arc::clone(&store), Arc::clone(&settings))?,
-        lambda,
-        settings: Arc::clone(&settings),
-    };
-    let front = Arc::new(Front {
-        objects,
-        services: Arc::new(services),
-        verifier: Verifier::new(credentials.clone()),
-        bodies: Semaphore::new(BODIES_MAX),
-        endpoint_suffix: format!(
-            ".lambda-microvm.{}.{}",
-            settings.region, settings.endpoint_domain
-        ),
-    });
+    let front = Arc::new(front(&directory, &settings, Arc::new(worker::Absent), Clock::Host)?);
     // Before the port is known to anybody, so that no signal is missed.
     let failed = |source| Error::Host { attempt: "wait for signals", source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -19,6 +19,10 @@ pub struct Settings {
     pub quotas: Quotas,
     /// How often operations may be called.
     pub rates: Rates,
+    /// What clients of the port may use up.
+    pub limits: Limits,
+    /// A certificate for the endpoints, in place of ours.
+    pub certificate: Option<Certificate>,
 }
 
 impl Default for Settings {
@@ -29,6 +33,8 @@ impl Default for Settings {
             endpoint_domain: "localhost".into(),
             quotas: Quotas::default(),
             rates: Rates::default(),
+            limits: Limits::default(),
+            certificate: None,
         }
     }
 }
@@ -100,6 +106,50 @@ impl Default for Rates {
     }
 }
 
+/// What clients may use up, so that one of them costs the others nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Limits {
+    /// Connections at the same time; more wait in the kernel's queue.
+    pub connections: usize,
+    /// How long a client may take for the TLS handshake.
+    pub handshake_seconds: u64,
+    /// How long it may take to send the head of a request, and to think of the next one.
+    pub head_seconds: u64,
+    /// Requests and WebSockets to all microVMs at the same time.
+    pub streams: usize,
+    /// Those to one microVM.
+    pub streams_per_microvm: usize,
+    /// Those that wait for one microVM to be resumed.
+    pub held_per_microvm: usize,
+    /// How long they wait.
+    pub hold_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            handshake_seconds: 10,
+            head_seconds: 30,
+            streams: 4096,
+            streams_per_microvm: 128,
+            held_per_microvm: 64,
+            hold_seconds: 60,
+        }
+    }
+}
+
+/// Where a certificate is, as PEM. The files are read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Certificate {
+    /// The certificate, and those that it is signed by.
+    pub chain: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
 /// Why settings are refused.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
@@ -143,9 +193,22 @@ impl Settings {
         if [run, resume, suspend, terminate, token, other].contains(&0) {
             return refuse("rates", "0", "a rate of 0 would refuse every request");
         }
+        let Limits { connections, streams, streams_per_microvm, held_per_microvm, .. } =
+            self.limits;
+        if [connections, streams, streams_per_microvm, held_per_microvm].contains(&0) {
+            return refuse("limits", "0", "a limit of 0 would let nobody in");
+        }
+        let Limits { handshake_seconds, head_seconds, hold_seconds, .. } = self.limits;
+        let is_time = |seconds: &u64| (1..=SECONDS_MAX).contains(seconds);
+        if ![handshake_seconds, head_seconds, hold_seconds].iter().all(is_time) {
+            return refuse("limits", "its seconds", "a time is from a second to an hour");
+        }
         Ok(())
     }
 }
+
+/// The longest patience with a client.
+const SECONDS_MAX: u64 = 3600;
 
 /// What the service model's patterns of ARNs take for a region.
 const REGION: &str = "^[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-[0-9]$";
@@ -176,6 +239,9 @@ mod tests {
             (r#"{"region": "mars"}"#, "region"),
             (r#"{"rates": {"run": 0}}"#, "rates"),
             (r#"{"endpoint-domain": "a b"}"#, "endpoint-domain"),
+            (r#"{"limits": {"streams": 0}}"#, "limits"),
+            (r#"{"limits": {"head-seconds": 0}}"#, "limits"),
+            (r#"{"certificate": {"chain": "a.pem"}}"#, "key"),
         ];
         for (text, name) in cases {
             let error = read(text).unwrap_err();

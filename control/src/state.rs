@@ -5,6 +5,7 @@
 //! credentials.json    the access key; 0600
 //! ca.pem, ca.key      the authority that signs the endpoint's certificate; the key is 0600
 //! endpoint            where the daemon listens
+//! seal.key            what tokens are sealed with; 0600
 //! rotifer.db          metadata
 //! objects/            contents of the buckets
 //! ```
@@ -16,6 +17,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+
+use crate::seal::Seal;
+
+/// Each holds 5 bits: 260 together.
+const SEAL_LETTERS: usize = 52;
 
 /// A daemon's directory.
 #[derive(Clone, Debug)]
@@ -111,6 +117,23 @@ impl Directory {
         let text = serde_json::json!(credentials).to_string();
         self.write("credentials.json", text.as_bytes())?;
         Ok(credentials)
+    }
+
+    /// What tokens are sealed with; new at the first start.
+    pub fn seal(&self) -> Result<Seal, StateError> {
+        let text = match self.read("seal.key")? {
+            Some(text) => text,
+            None => {
+                let text = random_text(SEAL_LETTERS)?;
+                self.write("seal.key", text.as_bytes())?;
+                text
+            }
+        };
+        if text.len() < SEAL_LETTERS {
+            let source = serde::de::Error::custom("it is too short");
+            return Err(StateError::Damaged { path: self.file("seal.key"), source });
+        }
+        Ok(Seal::new(text.as_bytes()))
     }
 
     /// A small file's text, if there is one.

@@ -3,6 +3,7 @@
 use crate::answer::{Answer, ServiceError};
 use crate::form::{Form, response};
 use crate::http::Call;
+use crate::sessions::Session;
 use crate::settings::Settings;
 
 const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
@@ -18,7 +19,22 @@ pub fn answer(call: &Call, settings: &Settings) -> Result<Answer, ServiceError> 
     form.finish()?;
     let account = &settings.account;
     Ok(response(NAMESPACE, "GetCallerIdentity", |xml| {
-        xml.text("Arn", &format!("arn:aws:iam::{account}:root"));
-        xml.text("UserId", account).text("Account", account);
+        match &call.session {
+            None => {
+                xml.text("Arn", &format!("arn:aws:iam::{account}:root"));
+                xml.text("UserId", account);
+            }
+            Some(session) => {
+                xml.text("Arn", &session_arn(session, settings));
+                xml.text("UserId", &format!("{}:{}", session.role, session.microvm));
+            }
+        }
+        xml.text("Account", account);
     }))
+}
+
+/// Who a session is.
+pub fn session_arn(session: &Session, settings: &Settings) -> String {
+    let Session { role, microvm, .. } = session;
+    format!("arn:aws:sts::{}:assumed-role/{role}/{microvm}", settings.account)
 }

@@ -1,9 +1,16 @@
 //! The seam to what acts: builds images, runs microVMs, makes network connectors work.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::mpsc::Sender;
+
+use tokio::net::UnixStream;
 
 use crate::fleet::microvm::Event;
 use crate::fleet::{Action, Report};
+
+/// A stream of bytes to the inside of a microVM, once it is there.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send + 'a>>;
 
 /// Does what the fleet decides.
 ///
@@ -15,6 +22,12 @@ pub trait Worker: Send + Sync {
 
     /// Begins an action, and does not wait for its end.
     fn begin(&self, action: Action, reports: &Sender<Report>);
+
+    /// Connects to a TCP port inside of a running microVM.
+    fn connect(&self, id: &str, port: u16) -> Connecting<'_>;
+
+    /// Connects to the agent of a running microVM, which speaks HTTP (`docs/agent-api.md`).
+    fn agent(&self, id: &str) -> Connecting<'_>;
 }
 
 /// No worker: everything that needs one fails, and says so.
@@ -47,5 +60,13 @@ impl Worker for Absent {
         };
         // At the end of the daemon nobody listens; the action comes again at its next start.
         let _nobody_listens = reports.send(report);
+    }
+
+    fn connect(&self, _: &str, _: u16) -> Connecting<'_> {
+        Box::pin(async { Err(io::Error::other(REFUSAL)) })
+    }
+
+    fn agent(&self, _: &str) -> Connecting<'_> {
+        Box::pin(async { Err(io::Error::other(REFUSAL)) })
     }
 }

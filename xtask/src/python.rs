@@ -1,4 +1,4 @@
-//! The AWS CLI and boto3, for the control plane's journeys: in the cache, from PyPI or from wherever this
+//! The AWS CLI, boto3 and gRPC, for the control plane's journeys: in the cache, from PyPI or from wherever this
 //! machine's pip is configured to look.
 
 use std::{fs, path::PathBuf, process::Command};
@@ -22,7 +22,7 @@ pub fn environment(paths: &Paths) -> Result<PathBuf> {
     if environment.join(COMPLETE).exists() {
         return Ok(environment);
     }
-    step("installing the AWS CLI and boto3", || {
+    step("installing the AWS CLI, boto3 and gRPC", || {
         let mut venv = Command::new("/usr/bin/python3");
         output_of(venv.args(["-m", "venv", "--clear"]).arg(&environment))?;
         let mut pip = Command::new(environment.join("bin/python"));

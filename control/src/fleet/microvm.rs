@@ -88,6 +88,19 @@ pub enum Step {
     RefuseEnded,
 }
 
+/// What somebody is told who wants to a microVM's endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Come in.
+    Pass,
+    /// It is suspended, and what comes to its endpoint wakes it.
+    Wake,
+    /// It will be there soon, or can be woken soon.
+    Wait,
+    /// It is not there, and will not be because of this.
+    Refuse,
+}
+
 impl Phase {
     /// All phases.
     pub const ALL: [Self; 8] = [
@@ -116,6 +129,19 @@ impl Phase {
     /// Whether it has memory, or will have again.
     pub fn is_alive(self) -> bool {
         !matches!(self, Self::Terminating | Self::Terminated)
+    }
+
+    /// Who may come to its endpoint. Nobody does before it runs: its hook has said yes then.
+    pub fn admit(self, may_wake: bool) -> Admission {
+        match self {
+            Self::Running => Admission::Pass,
+            Self::Launching | Self::Resuming | Self::Waking => Admission::Wait,
+            Self::Suspending if may_wake => Admission::Wait,
+            Self::Suspended if may_wake => Admission::Wake,
+            Self::Suspending | Self::Suspended | Self::Terminating | Self::Terminated => {
+                Admission::Refuse
+            }
+        }
     }
 
     /// What an event makes of it.

@@ -12,6 +12,8 @@ use super::{
     paginate, parse, text,
 };
 use crate::answer::ServiceError;
+use crate::endpoint::grant::{Grant, RANGES_MAX, Scope};
+use crate::seal::Kind;
 
 /// The longest life, and the one of a microVM whose request does not say: eight hours.
 const MAXIMUM_SECONDS: i64 = 28_800;
@@ -185,42 +187,31 @@ impl Fleet {
     }
 
     pub(super) fn auth_token(&self, input: &Value, context: &Context<'_>) -> Decided {
-        self.token_of(input, context)
+        let scope = Scope::Ports(ports(&input["allowedPorts"])?);
+        let microvm = self.microvm(input)?;
+        if !["HTTP_INGRESS", "ALL_INGRESS"].into_iter().any(|word| self.lets_in(microvm, word)) {
+            let text = "HTTP access requires HTTP_INGRESS network connector to be configured on the MicroVM.";
+            return Err(invalid(text));
+        }
+        token(microvm, scope, input, context)
     }
 
     pub(super) fn shell_token(&self, input: &Value, context: &Context<'_>) -> Decided {
         let microvm = self.microvm(input)?;
-        let has = |word| microvm.ingress.contains(&self.names.managed_connector(word));
-        if !has("SHELL_INGRESS") {
+        if !self.lets_in(microvm, "SHELL_INGRESS") {
             let text = "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM.";
             return Err(invalid(text));
         }
-        if has("ALL_INGRESS") {
+        if self.lets_in(microvm, "ALL_INGRESS") {
             let text = "ALL_INGRESS cannot be combined with other ingress network connectors; use HTTP_INGRESS \
                         and/or SHELL_INGRESS instead";
             return Err(invalid(text));
         }
-        self.token_of(input, context)
+        token(microvm, Scope::Shell, input, context)
     }
 
-    /// Tokens are the endpoint's, and it comes with the worker.
-    fn token_of(&self, input: &Value, context: &Context<'_>) -> Decided {
-        let microvm = self.microvm(input)?;
-        if !microvm.phase.is_alive() {
-            let id = &microvm.id;
-            return Err(invalid(format!(
-                "The MicroVM {id} has been terminated and its state cannot be changed."
-            )));
-        }
-        let minutes = input["expirationInMinutes"].as_i64().unwrap_or_default();
-        if minutes > TOKEN_MINUTES_MAX {
-            return Err(invalid(format!(
-                "expirationInMinutes is 1 to {TOKEN_MINUTES_MAX}, and not {minutes}"
-            )));
-        }
-        let reason =
-            context.worker_refusal.unwrap_or("There is no endpoint proxy on this host yet.");
-        Err(ServiceError::new(500, "InternalServerException", reason))
+    fn lets_in(&self, microvm: &Microvm, word: &str) -> bool {
+        microvm.ingress.contains(&self.names.managed_connector(word))
     }
 
     fn microvm(&self, input: &Value) -> Result<&Microvm, ServiceError> {
@@ -242,6 +233,47 @@ impl Fleet {
             "ingressNetworkConnectors": microvm.ingress, "egressNetworkConnectors": microvm.egress,
         })
     }
+}
+
+/// A token for the endpoint. A suspended microVM has one, too.
+fn token(microvm: &Microvm, scope: Scope, input: &Value, context: &Context<'_>) -> Decided {
+    let id = &microvm.id;
+    if !microvm.phase.is_alive() {
+        return Err(invalid(format!(
+            "The MicroVM {id} has been terminated and its state cannot be changed."
+        )));
+    }
+    let minutes = input["expirationInMinutes"].as_i64().unwrap_or_default();
+    if minutes > TOKEN_MINUTES_MAX {
+        return Err(invalid(format!(
+            "expirationInMinutes is 1 to {TOKEN_MINUTES_MAX}, and not {minutes}"
+        )));
+    }
+    let expires = context.now.plus_seconds(minutes * 60);
+    let grant = Grant { microvm: id.clone(), scope, expires };
+    let token = context.seal.seal(Kind::Endpoint, &grant);
+    Ok(Decision::answer(json!({ "authToken": { "X-aws-proxy-auth": token } })))
+}
+
+/// The ranges that a request allows; the model has looked at each port.
+fn ports(allowed: &Value) -> Result<Vec<(u16, u16)>, ServiceError> {
+    let specifications = allowed.as_array().map(Vec::as_slice).unwrap_or_default();
+    if specifications.len() > RANGES_MAX {
+        return Err(invalid(format!("allowedPorts has more than {RANGES_MAX} specifications")));
+    }
+    let number = |value: &Value| value.as_u64().and_then(|port| u16::try_from(port).ok());
+    let range = |specification: &Value| {
+        let (port, range) = (&specification["port"], &specification["range"]);
+        let (first, last) = match (number(port), range.is_object()) {
+            (Some(port), _) => (Some(port), Some(port)),
+            (None, true) => (number(&range["startPort"]), number(&range["endPort"])),
+            (None, false) => (Some(1), Some(u16::MAX)),
+        };
+        first.zip(last).filter(|(first, last)| first <= last).ok_or_else(|| {
+            invalid("A range of allowedPorts ends before it starts, or has no such ports.")
+        })
+    };
+    specifications.iter().map(range).collect()
 }
 
 /// Takes a step of a microVM's life.

@@ -237,7 +237,7 @@ pub struct Microvm {
     pub started: Timestamp,
     pub terminated: Option<Timestamp>,
     pub state_reason: Option<String>,
-    /// Since when nothing came through its endpoint.
+    /// Since when it runs. What came through its endpoint since then is not kept.
     pub idle_since: Timestamp,
     pub suspended_since: Option<Timestamp>,
     pub execution_role: Option<String>,

@@ -9,7 +9,7 @@ use super::records::{
     Version, VersionId, VersionState,
 };
 use super::tokens::TOKEN_SECONDS;
-use super::{Change, Context, Decision, Fleet};
+use super::{Change, Context, Decision, Fleet, Traffic};
 
 /// What became of an action, or happened by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub enum Report {
     VersionNotRemoved { version: VersionId, reason: String },
     /// Something happened to a microVM.
     Microvm { id: String, event: Event, reason: Option<String> },
-    /// Something came through a microVM's endpoint, or still does.
-    Traffic { id: String },
+    /// Somebody is at the endpoint of a microVM that is suspended.
+    Wanted { id: String },
     /// A connector works.
     Connected { id: String },
     /// It does not.
@@ -67,7 +67,7 @@ impl Fleet {
                 self.not_removed(&version, reason, context).unwrap_or(nothing)
             }
             Report::Microvm { id, event, reason } => self.happened(&id, event, reason, context),
-            Report::Traffic { id } => self.traffic(&id, context),
+            Report::Wanted { id } => self.wanted(&id, context),
             Report::Connected { id } => self.connected(&id, Ok(()), context).unwrap_or(nothing),
             Report::NotConnected { id, reason } => {
                 self.connected(&id, Err(reason), context).unwrap_or(nothing)
@@ -181,20 +181,11 @@ impl Fleet {
         decision
     }
 
-    fn traffic(&self, id: &str, context: &Context<'_>) -> Decision {
+    fn wanted(&self, id: &str, context: &Context<'_>) -> Decision {
         let mut decision = Decision::answer(Value::Null);
         let Some(microvm) = self.microvms.get(id) else { return decision };
-        let may_wake = microvm.idle_policy.is_some_and(|policy| policy.auto_resume_enabled);
-        match microvm.phase {
-            Phase::Running => {
-                let mut microvm = microvm.clone();
-                microvm.idle_since = context.now;
-                decision.changes.push(Change::PutMicrovm(Box::new(microvm)));
-            }
-            phase if may_wake => {
-                follow(microvm, phase.next(Event::Request), None, context, &mut decision);
-            }
-            _ => {}
+        if microvm.idle_policy.is_some_and(|policy| policy.auto_resume_enabled) {
+            follow(microvm, microvm.phase.next(Event::Request), None, context, &mut decision);
         }
         decision
     }
@@ -229,10 +220,10 @@ impl Fleet {
     }
 
     /// What the passing of time does: idle microVMs are suspended, lives end, old things are forgotten.
-    pub fn tick(&self, context: &Context<'_>) -> Decision {
+    pub fn tick(&self, traffic: &dyn Fn(&str) -> Traffic, context: &Context<'_>) -> Decision {
         let mut decision = Decision::answer(Value::Null);
         for microvm in self.microvms.values() {
-            if let Some((event, reason)) = due(microvm, context) {
+            if let Some((event, reason)) = due(microvm, traffic, context) {
                 follow(microvm, microvm.phase.next(event), reason, context, &mut decision);
             }
         }
@@ -261,7 +252,11 @@ impl Fleet {
 }
 
 /// What a clock does to a microVM.
-fn due(microvm: &Microvm, context: &Context<'_>) -> Option<(Event, Option<String>)> {
+fn due(
+    microvm: &Microvm,
+    traffic: &dyn Fn(&str) -> Traffic,
+    context: &Context<'_>,
+) -> Option<(Event, Option<String>)> {
     let now = context.now;
     if !microvm.phase.is_alive() {
         return None;
@@ -275,7 +270,14 @@ fn due(microvm: &Microvm, context: &Context<'_>) -> Option<(Event, Option<String
     {
         return Some((Event::Expired, Some("The suspended duration has been reached.".into())));
     }
-    let is_idle = microvm.phase == Phase::Running
-        && now.seconds_since(microvm.idle_since) >= policy.max_idle_duration_seconds;
+    if microvm.phase != Phase::Running {
+        return None;
+    }
+    let since = match traffic(&microvm.id) {
+        Traffic::Open => return None,
+        Traffic::Ended(ended) => ended.max(microvm.idle_since),
+        Traffic::None => microvm.idle_since,
+    };
+    let is_idle = now.seconds_since(since) >= policy.max_idle_duration_seconds;
     is_idle.then_some((Event::Idle, None))
 }

@@ -13,6 +13,9 @@ struct World {
     fleet: Fleet,
     now: Timestamp,
     refusal: Option<&'static str>,
+    seal: Seal,
+    /// What came through endpoints.
+    traffic: BTreeMap<String, Traffic>,
     /// What the worker was told.
     actions: Vec<Action>,
 }
@@ -49,11 +52,13 @@ impl World {
 
     fn with_settings(settings: Settings) -> Self {
         let fleet = Fleet::new(Arc::new(settings));
-        Self { fleet, now: Timestamp(1_800_000_000_000), refusal: None, actions: Vec::new() }
+        let (seal, traffic, actions) = (Seal::new(b"secret"), BTreeMap::new(), Vec::new());
+        Self { fleet, now: Timestamp(1_800_000_000_000), refusal: None, seal, traffic, actions }
     }
 
-    fn context(&self) -> Context<'static> {
-        Context { now: self.now, fresh: Uuid::new_v4, worker_refusal: self.refusal }
+    fn context(&self) -> Context<'_> {
+        let (now, worker_refusal, seal) = (self.now, self.refusal, &self.seal);
+        Context { now, fresh: Uuid::new_v4, worker_refusal, seal }
     }
 
     fn follow(&mut self, decision: Decision) -> Value {
@@ -86,7 +91,8 @@ impl World {
 
     fn pass(&mut self, seconds: i64) {
         self.now = self.now.plus_seconds(seconds);
-        let decision = self.fleet.tick(&self.context());
+        let traffic = |id: &str| self.traffic.get(id).copied().unwrap_or(Traffic::None);
+        let decision = self.fleet.tick(&traffic, &self.context());
         self.follow(decision);
     }
 

@@ -4,6 +4,8 @@
 //! A signature that was overheard is good for [`SKEW_MAX_SECONDS`], and for the very same request
 //! only: method, path, query, signed headers and body are all in it.
 
+use std::sync::Arc;
+
 use aws_credential_types::Credentials as SigningCredentials;
 use aws_sigv4::http_request::{
     PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, sign,
@@ -16,6 +18,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::answer::ServiceError;
 use crate::clock::Timestamp;
+use crate::sessions::{Session, Sessions, TOKEN_HEADER};
 use crate::state::Credentials;
 
 /// How far a request's time may be from ours.
@@ -24,10 +27,11 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// More headers than any client signs.
 const SIGNED_HEADERS_MAX: usize = 64;
 
-/// Verifies signatures with one access key.
-#[derive(Clone, Debug)]
+/// Verifies signatures with one access key, and with those of sessions.
+#[derive(Clone)]
 pub struct Verifier {
     credentials: Credentials,
+    sessions: Option<Arc<Sessions>>,
 }
 
 /// What was received.
@@ -52,6 +56,8 @@ pub struct Scope {
     pub region: String,
     /// `lambda`, `sts`, ...
     pub service: String,
+    /// Whose session it is; nothing if it is the daemon's own key.
+    pub session: Option<Session>,
 }
 
 /// The `Authorization` header.
@@ -68,7 +74,12 @@ struct Authorization<'a> {
 impl Verifier {
     /// With this key.
     pub fn new(credentials: Credentials) -> Self {
-        Self { credentials }
+        Self { credentials, sessions: None }
+    }
+
+    /// And with the keys of sessions.
+    pub fn with_sessions(self, sessions: &Arc<Sessions>) -> Self {
+        Self { sessions: Some(Arc::clone(sessions)), ..self }
     }
 
     /// Who does not hold the key does not get past this.
@@ -79,19 +90,14 @@ impl Verifier {
         };
         let header = header.to_str().map_err(|_| incomplete("it is not ASCII"))?;
         let authorization = Authorization::parse(header).map_err(incomplete)?;
-        if authorization.access_key != self.credentials.access_key_id
-            || received.headers.contains_key("x-amz-security-token")
-        {
-            let text = "The security token included in the request is invalid.";
-            return Err(ServiceError::new(403, "UnrecognizedClientException", text));
-        }
+        let (secret, session) = self.key(&authorization, received.headers)?;
         let time = signing_time(received.headers, authorization.date)?;
         check_skew(time, now)?;
         check_headers(received.headers, &authorization.signed_headers)?;
-        let ours = self.sign_again(received, &authorization, time)?;
+        let ours = sign_again(received, &authorization, &secret, time)?;
         if bool::from(ours.as_bytes().ct_eq(authorization.signature.as_bytes())) {
             let (region, service) = (authorization.region, authorization.service);
-            Ok(Scope { region: region.into(), service: service.into() })
+            Ok(Scope { region: region.into(), service: service.into(), session })
         } else {
             let text = "The request signature we calculated does not match the signature you \
                         provided. Check your AWS Secret Access Key and signing method. Consult \
@@ -100,50 +106,67 @@ impl Verifier {
         }
     }
 
-    fn sign_again(
+    /// The secret that an access key goes with, and whose it is.
+    fn key(
         &self,
-        received: &Received<'_>,
         authorization: &Authorization<'_>,
-        time: OffsetDateTime,
-    ) -> Result<String, ServiceError> {
-        let failed = |_| invalid("The request cannot be signed as it says it was.");
-        let key = &self.credentials;
-        let identity = SigningCredentials::from_keys(
-            key.access_key_id.as_str(),
-            key.secret_access_key.as_str(),
-            None,
-        )
-        .into();
-        // The path that is signed is the one on the wire, encoded once more.
-        let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Double;
-        settings.payload_checksum_kind = PayloadChecksumKind::NoHeader;
-        settings.excluded_headers = None;
-        let params = v4::SigningParams::builder()
-            .identity(&identity)
-            .region(authorization.region)
-            .name(authorization.service)
-            .time(time.into())
-            .settings(settings)
-            .build()
-            .map_err(|_| invalid("The request cannot be signed as it says it was."))?
-            .into();
-        let mut headers = Vec::new();
-        for name in &authorization.signed_headers {
-            for value in received.headers.get_all(*name) {
-                let text = value.to_str().map_err(|_| invalid("A signed header is not ASCII."))?;
-                headers.push((*name, text));
+        headers: &HeaderMap,
+    ) -> Result<(String, Option<Session>), ServiceError> {
+        let access_key = authorization.access_key;
+        match (headers.get(TOKEN_HEADER), &self.sessions) {
+            (None, _) if access_key == self.credentials.access_key_id => {
+                return Ok((self.credentials.secret_access_key.clone(), None));
             }
+            (Some(token), Some(sessions)) if Sessions::is_one(access_key) => {
+                let token = token.to_str().unwrap_or_default();
+                if let Some(session) = sessions.verify(access_key, token) {
+                    return Ok((sessions.secret(access_key), Some(session)));
+                }
+            }
+            _ => {}
         }
-        let uri = match received.query {
-            "" => received.path.to_owned(),
-            query => format!("{}?{query}", received.path),
-        };
-        let body = SignableBody::Bytes(received.body);
-        let request = SignableRequest::new(received.method, uri, headers.into_iter(), body);
-        let output = sign(request.map_err(failed)?, &params).map_err(failed)?;
-        Ok(output.signature().to_owned())
+        let text = "The security token included in the request is invalid.";
+        Err(ServiceError::new(403, "UnrecognizedClientException", text))
     }
+}
+
+fn sign_again(
+    received: &Received<'_>,
+    authorization: &Authorization<'_>,
+    secret: &str,
+    time: OffsetDateTime,
+) -> Result<String, ServiceError> {
+    let failed = |_| invalid("The request cannot be signed as it says it was.");
+    let identity = SigningCredentials::from_keys(authorization.access_key, secret, None).into();
+    // The path that is signed is the one on the wire, encoded once more.
+    let mut settings = SigningSettings::default();
+    settings.percent_encoding_mode = PercentEncodingMode::Double;
+    settings.payload_checksum_kind = PayloadChecksumKind::NoHeader;
+    settings.excluded_headers = None;
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(authorization.region)
+        .name(authorization.service)
+        .time(time.into())
+        .settings(settings)
+        .build()
+        .map_err(|_| invalid("The request cannot be signed as it says it was."))?
+        .into();
+    let mut headers = Vec::new();
+    for name in &authorization.signed_headers {
+        for value in received.headers.get_all(*name) {
+            let text = value.to_str().map_err(|_| invalid("A signed header is not ASCII."))?;
+            headers.push((*name, text));
+        }
+    }
+    let uri = match received.query {
+        "" => received.path.to_owned(),
+        query => format!("{}?{query}", received.path),
+    };
+    let body = SignableBody::Bytes(received.body);
+    let request = SignableRequest::new(received.method, uri, headers.into_iter(), body);
+    let output = sign(request.map_err(failed)?, &params).map_err(failed)?;
+    Ok(output.signature().to_owned())
 }
 
 impl<'a> Authorization<'a> {

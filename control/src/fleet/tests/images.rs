@@ -276,7 +276,7 @@ fn reports_that_come_too_late_change_nothing() {
         Report::BuildFailed { version: version("x", 1), reason: "no".into() },
         Report::Disconnected { id: "nc-x".into() },
         Report::NotConnected { id: "nc-x".into(), reason: "no".into() },
-        Report::Traffic { id: "microvm-x".into() },
+        Report::Wanted { id: "microvm-x".into() },
     ];
     for report in late {
         let decision = world.fleet.report(report.clone(), &world.context());

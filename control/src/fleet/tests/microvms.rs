@@ -1,5 +1,7 @@
 use super::*;
+use crate::endpoint::grant::Grant;
 use crate::fleet::microvm::Event;
+use crate::seal::Kind;
 
 fn policy(idle: i64, suspended: i64, resumes: bool) -> Value {
     json!({ "idlePolicy": {
@@ -58,15 +60,19 @@ fn an_idle_microvm_is_suspended_and_wakes_for_a_request() {
     let id = world.microvm(&image, policy(60, 300, true));
     world.pass(59);
     assert_eq!(world.state(&id), "RUNNING");
-    world.report(Report::Traffic { id: id.clone() });
+    world.traffic.insert(id.clone(), Traffic::Open);
+    world.pass(600);
+    assert_eq!(world.state(&id), "RUNNING", "somebody is there");
+    world.traffic.insert(id.clone(), Traffic::Ended(world.now));
     world.pass(59);
     assert_eq!(world.state(&id), "RUNNING");
     world.pass(1);
     assert_eq!(world.take_actions(), [Action::Suspend(id.clone())]);
-    world.report(Report::Traffic { id: id.clone() });
+    world.report(Report::Wanted { id: id.clone() });
     assert_eq!(world.state(&id), "SUSPENDING");
     world.happened(&id, Event::Suspended);
-    world.report(Report::Traffic { id: id.clone() });
+    world.report(Report::Wanted { id: id.clone() });
+    world.report(Report::Wanted { id: id.clone() });
     assert_eq!(
         (world.state(&id).as_str(), world.take_actions()),
         ("PENDING", vec![Action::Resume(id.clone())])
@@ -85,7 +91,7 @@ fn without_auto_resume_a_request_wakes_nobody() {
         let id = world.microvm(&image, more);
         world.ask("SuspendMicrovm", id_of(&id));
         world.happened(&id, Event::Suspended);
-        world.report(Report::Traffic { id: id.clone() });
+        world.report(Report::Wanted { id: id.clone() });
         assert_eq!(world.state(&id), "SUSPENDED");
     }
 }
@@ -151,7 +157,7 @@ fn a_shell_needs_its_connector() {
     let managed = |word: &str| {
         format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{word}")
     };
-    let token = |id: &str| json!({ "microvmIdentifier": id, "expirationInMinutes": 5 });
+    let token = |id: &str| with(id_of(id), json!({ "expirationInMinutes": 5 }));
     let without = world.microvm(&image, json!({}));
     let error = world.refused("CreateMicrovmShellAuthToken", token(&without));
     assert_eq!(
@@ -163,12 +169,55 @@ fn a_shell_needs_its_connector() {
     let both = world.microvm(&image, both);
     let error = world.refused("CreateMicrovmShellAuthToken", token(&both));
     assert!(error.message.starts_with("ALL_INGRESS cannot be combined"), "{error}");
-    let long = json!({ "microvmIdentifier": both, "expirationInMinutes": 61 });
-    assert!(world.refused("CreateMicrovmAuthToken", long).message.contains("60"));
     for wrong in [managed("INTERNET_EGRESS"), managed("X"), "HTTP_INGRESS".into()] {
         let input = json!({ "imageIdentifier": image, "ingressNetworkConnectors": [wrong] });
         assert_eq!(world.refused("RunMicrovm", input).code, "ValidationException");
     }
+}
+
+#[test]
+fn a_token_grants_what_was_asked_for_and_no_more() {
+    let mut world = World::new();
+    let image = world.image("a");
+    let id = world.microvm(&image, json!({}));
+    let input = |minutes: i64, ports: Value| {
+        with(id_of(&id), json!({ "expirationInMinutes": minutes, "allowedPorts": ports }))
+    };
+    let ports = json!([{"port": 8080}, {"range": {"startPort": 9000, "endPort": 9002}}]);
+    let answer = world.ask("CreateMicrovmAuthToken", input(5, ports.clone()));
+    let token = answer["authToken"]["X-aws-proxy-auth"].as_str().unwrap();
+    let grant: Grant = world.seal.open(Kind::Endpoint, token).unwrap();
+    assert_eq!((&grant.microvm, grant.expires), (&id, world.now.plus_seconds(300)));
+    let allowed: Vec<u16> = (1..=u16::MAX).filter(|port| grant.allows(*port)).collect();
+    assert_eq!(allowed, [8080, 9000, 9001, 9002]);
+    let all = world.ask("CreateMicrovmAuthToken", input(60, json!([{"allPorts": {}}])));
+    let token = all["authToken"]["X-aws-proxy-auth"].as_str().unwrap();
+    let grant: Grant = world.seal.open(Kind::Endpoint, token).unwrap();
+    assert!((1..=u16::MAX).all(|port| grant.allows(port)));
+    let backwards = json!([{"range": {"startPort": 2, "endPort": 1}}]);
+    let many = json!(vec![json!({"port": 1}); 65]);
+    for (minutes, ports, word) in
+        [(61, ports.clone(), "60"), (1, backwards, "ends before"), (1, many, "64")]
+    {
+        let error = world.refused("CreateMicrovmAuthToken", input(minutes, ports));
+        assert!(error.code == "ValidationException" && error.message.contains(word), "{error}");
+    }
+    let managed = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:NO_INGRESS";
+    let closed = world.microvm(&image, json!({ "ingressNetworkConnectors": [managed] }));
+    let closed = with(input(5, ports.clone()), id_of(&closed));
+    assert!(world.refused("CreateMicrovmAuthToken", closed).message.contains("HTTP_INGRESS"));
+    world.ask("TerminateMicrovm", id_of(&id));
+    let error = world.refused("CreateMicrovmAuthToken", input(5, ports));
+    assert!(error.message.contains("has been terminated"), "{error}");
+}
+
+#[test]
+fn nobody_comes_to_one_that_does_not_run_and_may_not_wake() {
+    use crate::fleet::microvm::{Admission, Phase};
+    let admitted = |may_wake: bool| Phase::ALL.map(|phase| phase.admit(may_wake));
+    use Admission::{Pass, Refuse, Wait, Wake};
+    assert_eq!(admitted(true), [Wait, Pass, Wait, Wake, Wait, Wait, Refuse, Refuse]);
+    assert_eq!(admitted(false), [Wait, Pass, Refuse, Refuse, Wait, Wait, Refuse, Refuse]);
 }
 
 #[test]

@@ -71,7 +71,10 @@ const SIGNATURE_OF_GET: &str = "19b73d9dc02d85257200de37a5315f43db46896fc3ab615a
 #[test]
 fn an_arn_in_the_path_is_signed_encoded_twice() {
     let scope = Signed::get().verify_at(now()).unwrap();
-    assert_eq!(scope, Scope { region: "us-east-1".into(), service: "lambda".into() });
+    assert_eq!(
+        scope,
+        Scope { region: "us-east-1".into(), service: "lambda".into(), session: None }
+    );
 }
 
 #[test]

@@ -1,0 +1,284 @@
+//! A daemon inside of the test, with a worker that stands for machines: its microVMs are states, and their
+//! ports are Unix sockets of the test. Clients and apps are real, and so is everything between them.
+
+#![expect(clippy::unwrap_used, reason = "a harness of tests")]
+#![allow(dead_code, reason = "each test uses some of it")]
+
+pub mod app;
+pub mod client;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper::header::HeaderMap;
+use rotifer_control::clock::{Clock, Timestamp};
+use rotifer_control::endpoint::{Counts, Gates};
+use rotifer_control::fleet::microvm::{Event, Phase};
+use rotifer_control::fleet::records::SnapshotBuild;
+use rotifer_control::fleet::{Action, Report};
+use rotifer_control::http::{Call, Front, Listener};
+use rotifer_control::settings::Settings;
+use rotifer_control::state::Directory;
+use rotifer_control::worker::{Connecting, Worker};
+use rotifer_control::{serve, tls};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
+
+/// How long any single event may take.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Waits for what must come.
+pub async fn within<T>(event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, event).await.expect("it comes in time")
+}
+
+/// A daemon, its fleet, and the time.
+pub struct World {
+    pub front: Arc<Front>,
+    pub worker: Arc<TestWorker>,
+    pub port: u16,
+    pub directory: tempfile::TempDir,
+    pub image: String,
+    clock: Arc<AtomicI64>,
+    _end: oneshot::Sender<()>,
+}
+
+/// A microVM, as clients know it.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    pub id: String,
+    pub host: String,
+}
+
+/// Resumes that have not ended: who, and whom it is told.
+type Held = Vec<(String, Sender<Report>)>;
+
+/// Says that everything is done, unless the test holds it back.
+pub struct TestWorker {
+    directory: PathBuf,
+    held: Mutex<Option<Held>>,
+    /// Resumes that were begun.
+    pub resumes: AtomicUsize,
+    /// Connections that were made.
+    pub connections: AtomicUsize,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    pub async fn with(settings: Settings) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Arc::new(settings);
+        let state = Directory::open(&directory.path().join("state")).unwrap();
+        let worker = Arc::new(TestWorker {
+            directory: directory.path().to_owned(),
+            held: Mutex::new(None),
+            resumes: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+        });
+        let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
+        let acceptor = TlsAcceptor::from(tls::server(&state, &settings).unwrap());
+        let acting: Arc<dyn Worker> = Arc::clone(&worker) as _;
+        let front =
+            serve::front(&state, &settings, acting, Clock::Manual(Arc::clone(&clock))).unwrap();
+        let front = Arc::new(front);
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let port = listener.address.port();
+        // As `rotifer serve` leaves it for our own command line.
+        let place = format!("https://{}\n{}\n", listener.address, settings.region);
+        state.write("endpoint", place.as_bytes()).unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        tokio::spawn(listener.serve(Arc::clone(&front), acceptor, async {
+            let _dropped = ended.await;
+        }));
+        let mut world =
+            Self { front, worker, port, directory, image: String::new(), clock, _end: end };
+        let image = json!({
+            "name": "app", "codeArtifact": {"uri": "s3://b/app.zip"},
+            "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
+            "buildRoleArn": "arn:aws:iam::000000000000:role/Build",
+        });
+        let made = world.call("POST", "microvm-images", &image);
+        world.image = made["imageArn"].as_str().unwrap().to_owned();
+        world.until_image("CREATED").await;
+        world
+    }
+
+    /// A running microVM whose policy is as given.
+    pub async fn vm(&self, more: Value) -> Vm {
+        let mut input = json!({ "imageIdentifier": self.image });
+        input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let made = self.call("POST", "microvms", &input);
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        let vm = Vm { id: text("microvmId"), host: text("endpoint") };
+        self.until_phase(&vm, Phase::Running).await;
+        vm
+    }
+
+    /// A token for ports of the app.
+    pub fn token(&self, vm: &Vm, ports: Value) -> String {
+        let input = json!({ "expirationInMinutes": 5, "allowedPorts": ports });
+        let made = self.call("POST", &format!("microvms/{}/auth-token", vm.id), &input);
+        made["authToken"]["X-aws-proxy-auth"].as_str().unwrap().to_owned()
+    }
+
+    pub fn token_for_all(&self, vm: &Vm) -> String {
+        self.token(vm, json!([{ "allPorts": {} }]))
+    }
+
+    pub fn shell_token(&self, vm: &Vm) -> String {
+        let input = json!({ "expirationInMinutes": 5 });
+        let made = self.call("POST", &format!("microvms/{}/shell-auth-token", vm.id), &input);
+        made["authToken"]["X-aws-proxy-auth"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn suspend(&self, vm: &Vm) {
+        self.call("POST", &format!("microvms/{}/suspend", vm.id), &json!({}));
+        self.until_phase(vm, Phase::Suspended).await;
+    }
+
+    pub async fn terminate(&self, vm: &Vm) {
+        self.call("DELETE", &format!("microvms/{}", vm.id), &Value::Null);
+        self.until_phase(vm, Phase::Terminated).await;
+    }
+
+    /// An operation of the API, which has to succeed.
+    pub fn call(&self, method: &str, path: &str, input: &Value) -> Value {
+        let body = if input.is_null() { String::new() } else { input.to_string() };
+        let answer = self.front.services.lambda.answer(&Call {
+            method: method.into(),
+            path: format!("/2025-09-09/{path}"),
+            query: String::new(),
+            headers: HeaderMap::new(),
+            body: body.into(),
+            service: "lambda".into(),
+            region: "us-east-1".into(),
+            session: None,
+        });
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        assert!(answer.status < 300, "{method} {path}: {answer:?}");
+        serde_json::from_slice(&answer.body).unwrap_or_default()
+    }
+
+    pub fn state(&self, vm: &Vm) -> String {
+        let shown = self.call("GET", &format!("microvms/{}", vm.id), &Value::Null);
+        shown["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the endpoint sees that a microVM has come to a phase.
+    pub async fn until_phase(&self, vm: &Vm, phase: Phase) {
+        let gate = self.gates().find(&vm.host).expect("the microVM has a gate");
+        within(gate.watch().wait_for(|now| *now == phase)).await.unwrap();
+    }
+
+    /// Waits until so many are at all endpoints together: in, and waiting to be let in.
+    pub async fn until_counts(&self, open: usize, held: usize) {
+        let mut counts = self.gates().counts();
+        within(counts.wait_for(|now| *now == Counts { open, held })).await.unwrap();
+    }
+
+    /// Asks until an image has come to a state, as clients of the service do.
+    async fn until_image(&self, state: &str) {
+        let path = format!("microvm-images/{}", self.image.replace(':', "%3A"));
+        let asked = async {
+            while self.call("GET", &path, &Value::Null)["state"] != state {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(asked).await;
+    }
+
+    pub fn gates(&self) -> &Gates {
+        self.front.services.lambda.gates()
+    }
+
+    /// Lets time pass, and has the daemon look at its clock.
+    pub fn pass(&self, seconds: i64) {
+        self.clock.fetch_add(seconds * 1000, Ordering::SeqCst);
+        self.front.services.lambda.tick();
+    }
+
+    /// The authority's certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.directory.path().join("state/ca.pem")
+    }
+
+    /// A file of the test.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn url(&self, vm: &Vm, path: &str) -> String {
+        format!("https://{}:{}{path}", vm.host, self.port)
+    }
+}
+
+impl TestWorker {
+    /// The socket behind a port of all microVMs.
+    pub fn socket(&self, port: u16) -> PathBuf {
+        self.directory.join(format!("{port}.sock"))
+    }
+
+    /// From now on resumes do not end.
+    pub fn hold_resumes(&self) {
+        *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// Ends those that were held back.
+    pub fn release_resumes(&self, event: Event) {
+        for (id, reports) in self.held.lock().unwrap().take().unwrap() {
+            reports.send(Report::Microvm { id, event, reason: None }).unwrap();
+        }
+    }
+}
+
+impl Worker for TestWorker {
+    fn refusal(&self) -> Option<&str> {
+        None
+    }
+
+    fn begin(&self, action: Action, reports: &Sender<Report>) {
+        let say = |report| {
+            let _the_test_is_over = reports.send(report);
+        };
+        let microvm = |id, event| say(Report::Microvm { id, event, reason: None });
+        match action {
+            Action::Build(version) => {
+                let snapshot = SnapshotBuild {
+                    memory_snapshot_size_in_bytes: 1,
+                    code_install_size_in_bytes: 1,
+                    disk_snapshot_size_in_bytes: 1,
+                };
+                say(Report::BuildStarted { version: version.clone() });
+                say(Report::BuildSucceeded { version, snapshot });
+            }
+            Action::Launch(id) => microvm(id, Event::Launched),
+            Action::Suspend(id) => microvm(id, Event::Suspended),
+            Action::Terminate(id) => microvm(id, Event::Terminated),
+            Action::Resume(id) => {
+                self.resumes.fetch_add(1, Ordering::SeqCst);
+                match &mut *self.held.lock().unwrap() {
+                    Some(held) => held.push((id, reports.clone())),
+                    None => microvm(id, Event::Resumed),
+                }
+            }
+            other => panic!("no test needs {other:?}"),
+        }
+    }
+
+    fn connect(&self, _: &str, port: u16) -> Connecting<'_> {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        Box::pin(UnixStream::connect(self.socket(port)))
+    }
+
+    fn agent(&self, _: &str) -> Connecting<'_> {
+        Box::pin(UnixStream::connect(self.directory.join("agent.sock")))
+    }
+}
