@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    archive::{Archive, DIRECTORY, PROGRAM},
-    cargo, debian,
-    paths::Paths,
-    step::output_of,
+    archive::{Archive, DIRECTORY, PROGRAM, write_whole},
+    cargo, debian, disk,
+    paths::{Paths, digest},
+    step::{output_of, run, step},
 };
 
 /// The files that tests, benchmarks, examples and the demonstration start from.
@@ -26,9 +26,17 @@ pub enum Artifact {
     Initramfs,
     /// `debian.ext4`, a root disk with a web app.
     Debian,
+    /// What image builds need: `rotifer-build-worker`, `build-store` with a base image, `network.json`.
+    Build,
 }
 
-/// All of them.
+/// The base image of image builds, and what it has beyond every Debian.
+const BASE: &str = "python:3.11";
+const BASE_PACKAGES: &str = "python3,python3-pip";
+/// What the base image is made by.
+const BASE_RECIPE: &str = "control/build/src/base/debian.rs";
+
+/// What every test starts from.
 pub const ALL: [Artifact; 4] =
     [Artifact::Debian, Artifact::Initramfs, Artifact::Vmm, Artifact::Kernel];
 
@@ -50,6 +58,7 @@ pub fn make(paths: &Paths, wanted: &[Artifact]) -> Result<()> {
             }
             Artifact::Initramfs => initramfs(paths, &artifacts.join("initramfs.cpio"))?,
             Artifact::Debian => debian::make(paths, &artifacts.join("debian.ext4"))?,
+            Artifact::Build => build_inputs(paths, &artifacts)?,
         }
     }
     Ok(())
@@ -61,6 +70,41 @@ pub fn kernel(paths: &Paths) -> Result<PathBuf> {
     build.env("ROTIFER_CACHE", &paths.cache);
     let printed = output_of(&mut build)?;
     Ok(PathBuf::from(printed.trim()))
+}
+
+/// The worker, a base image from Debian's packages, and this machine's mirrors and certificates, which
+/// the emulated host does not see otherwise.
+fn build_inputs(paths: &Paths, artifacts: &Path) -> Result<()> {
+    let worker = cargo::build(paths, "rotifer-build-worker", "rotifer-build-worker")?;
+    cargo::publish(&worker, &artifacts.join("rotifer-build-worker"))?;
+    let builder = |arguments: &[&str]| {
+        let mut cargo = paths.cargo();
+        cargo.args([
+            "run",
+            "--quiet",
+            "--package",
+            "rotifer-build",
+            "--bin",
+            "rotifer-build",
+            "--",
+        ]);
+        cargo.args(arguments);
+        cargo
+    };
+    let network = output_of(&mut builder(&["network"]))?;
+    write_whole(&artifacts.join("network.json"), network.as_bytes())?;
+    let store = artifacts.join("build-store");
+    let recipe = paths.root.join(BASE_RECIPE);
+    let mut inputs = fs::read(&recipe).with_context(|| format!("cannot read {recipe:?}"))?;
+    inputs.extend(BASE_PACKAGES.bytes());
+    let (identity, mark) = (digest(&inputs), store.join("identity"));
+    if fs::read_to_string(&mark).is_ok_and(|known| known == identity) {
+        return Ok(());
+    }
+    disk::require(&paths.root, disk::UNPACK_BYTES)?;
+    let mut add = builder(&["base", "add", "--packages", BASE_PACKAGES, BASE, "--store"]);
+    step("making a base image from Debian's packages", || run(add.arg(&store)))?;
+    write_whole(&mark, identity.as_bytes())
 }
 
 /// The agent and nothing else: the console must be there before it can mount anything.
@@ -75,5 +119,5 @@ fn initramfs(paths: &Paths, to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|known| known == bytes) {
         return Ok(());
     }
-    crate::archive::write_whole(to, &bytes)
+    write_whole(to, &bytes)
 }

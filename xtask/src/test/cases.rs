@@ -24,6 +24,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("vmm", "rotifer-vmm"),
     ("guest-agent", "rotifer-agent"),
     ("control", CONTROL),
+    ("control/build", "rotifer-build"),
+    ("control/build/worker", "rotifer-build-worker"),
     ("benches", "rotifer-benches"),
     ("xtask", "xtask"),
 ];

@@ -25,6 +25,9 @@ use crate::{
 /// A part that takes longer hangs. The whole of the tests has an hour.
 const PART_TIMEOUT_S: u64 = 1500;
 
+/// The part that needs a base image besides.
+const IMAGE_BUILDS: &str = "build";
+
 /// Runs one file of `tests/tests/`.
 pub fn run(
     paths: &Paths,
@@ -33,6 +36,9 @@ pub fn run(
     arguments: &TestArguments,
 ) -> Result<Count> {
     image::make(paths, &image::ALL)?;
+    if name == IMAGE_BUILDS {
+        image::make(paths, &[image::Artifact::Build])?;
+    }
     let build = ["--package", "rotifer-tests", "--test", name];
     let programs = build_tests(paths, name, &build)?;
     // An ARM64 machine is the one host it has.
