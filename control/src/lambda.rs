@@ -1,7 +1,9 @@
 //! The services that sign for `lambda`: requests in, the fleet's decisions kept, begun and answered.
 
 mod rates;
+pub mod records;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -9,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Transaction, params};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -20,7 +21,7 @@ use crate::fleet::{Change, Context, Decided, Decision, Fleet, Report};
 use crate::http::Call;
 use crate::model::{Model, ModelError, Parsed};
 use crate::settings::Settings;
-use crate::store::{Store, StoreError, attempt};
+use crate::store::{Store, StoreError};
 use crate::worker::Worker;
 use rates::Rates;
 
@@ -62,7 +63,7 @@ impl Lambda {
         worker: Arc<dyn Worker>,
     ) -> Result<Self, LambdaError> {
         let mut fleet = Fleet::new(Arc::clone(settings));
-        for change in read(store)? {
+        for change in records::all(store)? {
             fleet.apply(change);
         }
         let unfinished = fleet.unfinished();
@@ -89,6 +90,7 @@ impl Lambda {
             }
         };
         thread::Builder::new().name("fleet".into()).spawn(listen).map_err(LambdaError::Thread)?;
+        driver.worker.adopt(&driver.reports);
         for action in unfinished {
             driver.worker.begin(action, &driver.reports);
         }
@@ -151,7 +153,12 @@ impl Driver {
         let context = Context { now: Timestamp::now(), fresh: Uuid::new_v4, worker_refusal };
         let (actions, answer) = {
             let mut fleet = lock(&self.fleet);
-            let Decision { changes, actions, answer } = decide(&fleet, &context)?;
+            // A bug in a decision ends neither the thread of the reports nor anybody else's request.
+            let decided = catch_unwind(AssertUnwindSafe(|| decide(&fleet, &context)));
+            let Decision { changes, actions, answer } = decided.unwrap_or_else(|_| {
+                let text = "The control plane failed; its log says how.";
+                Err(ServiceError::new(500, "InternalServerException", text))
+            })?;
             if !changes.is_empty() {
                 self.store.write(|transaction| keep(transaction, &changes))?;
             }
@@ -213,35 +220,4 @@ fn delete(transaction: &Transaction<'_>, kind: &str, id: &str) -> Result<(), Sto
     let sql = "DELETE FROM record WHERE kind = ?1 AND id = ?2";
     let deleted = transaction.execute(sql, params![kind, id]);
     deleted.map(|_| ()).map_err(StoreError::at("delete a record"))
-}
-
-/// Everything that was kept, as the changes that make it.
-fn read(store: &Store) -> Result<Vec<Change>, StoreError> {
-    let rows: Vec<(String, String, String)> = store.read(|transaction| {
-        attempt("read the fleet", || {
-            let mut statement = transaction.prepare("SELECT kind, id, body FROM record")?;
-            let rows =
-                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            rows.collect()
-        })
-    })?;
-    rows.into_iter().map(|(kind, id, body)| change_of(&kind, &id, &body)).collect()
-}
-
-fn change_of(kind: &str, id: &str, body: &str) -> Result<Change, StoreError> {
-    fn parse<T: DeserializeOwned>(kind: &str, id: &str, body: &str) -> Result<T, StoreError> {
-        serde_json::from_str(body)
-            .map_err(|source| StoreError::Damaged { what: format!("{kind} {id}"), source })
-    }
-    Ok(match kind {
-        "image" => Change::PutImage(parse(kind, id, body)?),
-        "version" => Change::PutVersion(parse(kind, id, body)?),
-        "microvm" => Change::PutMicrovm(parse(kind, id, body)?),
-        "connector" => Change::PutConnector(parse(kind, id, body)?),
-        "token" => Change::PutToken(parse(kind, id, body)?),
-        other => {
-            let source = serde::de::Error::custom("this program does not know the kind");
-            return Err(StoreError::Damaged { what: format!("{other} {id}"), source });
-        }
-    })
 }

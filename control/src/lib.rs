@@ -7,6 +7,7 @@
 //!  └─ lambda   microVMs, images, network connectors: routes, the model's constraints
 //!      └─ fleet    what follows from a request or a report, and what is to be done  (decide)
 //!          └─ worker   does it, and reports                                         (act)
+//!              └─ host     the worker of this host: VMMs, their snapshots, their agents
 //!  store       metadata, in SQLite
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod clock;
 pub mod fleet;
 pub mod form;
+pub mod host;
 pub mod http;
 pub mod iam;
 pub mod lambda;

@@ -9,6 +9,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::cli::Options;
+use crate::fleet::names::Names;
+use crate::host::{self, Host, HostError, LogBook};
 use crate::http::sigv4::Verifier;
 use crate::http::{BODIES_MAX, Front, Listener, ServeError};
 use crate::iam::Iam;
@@ -20,7 +22,7 @@ use crate::settings::{Settings, SettingsError};
 use crate::state::{Directory, StateError};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsError};
-use crate::worker;
+use crate::worker::{self, Worker};
 
 /// What is logged unless RUST_LOG says otherwise. s3s calls every refusal of a client an error; what is
 /// ours to know of we log ourselves.
@@ -48,6 +50,8 @@ pub enum Error {
     Pattern(#[from] regex::Error),
     #[error("cannot {attempt}")]
     Host { attempt: &'static str, source: io::Error },
+    #[error(transparent)]
+    Worker(#[from] HostError),
     #[error("{0:?} has no access key or endpoint yet: start `rotifer serve` first")]
     NeverServed(std::path::PathBuf),
 }
@@ -75,10 +79,13 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     let tls = TlsAcceptor::from(tls::server(&directory, &settings)?);
     let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
     let objects = s3::service(&directory.file("objects"), &store, &settings, &credentials)?;
-    let lambda = Lambda::open(&store, &settings, Arc::new(worker::Absent))?;
+    let logs = Arc::new(Logs::new(Arc::clone(&store), Arc::clone(&settings))?);
+    let worker = worker(&directory, &store, &settings, &logs)?;
+    let has_worker = worker.refusal().is_none();
+    let lambda = Lambda::open(&store, &settings, worker)?;
     let services = Services {
         iam: Iam::new(Arc::clone(&store), Arc::clone(&settings))?,
-        logs: Logs::new(Arc::clone(&store), Arc::clone(&settings))?,
+        logs,
         lambda,
         settings: Arc::clone(&settings),
     };
@@ -109,7 +116,9 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     println!("access key  {}", credentials.access_key_id);
     println!("secret key  {}", credentials.secret_access_key);
     println!("for a shell eval \"$(rotifer env --state {})\"", directory.path().display());
-    tracing::warn!("no VMM worker is configured: images are not built and microVMs do not run");
+    if !has_worker {
+        tracing::warn!("the settings have no host: images are not built and microVMs do not run");
+    }
     let end = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -118,6 +127,26 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     };
     listener.serve(front, tls, end).await;
     Ok(())
+}
+
+/// What runs microVMs, if the settings say with what.
+fn worker(
+    directory: &Directory,
+    store: &Arc<Store>,
+    settings: &Arc<Settings>,
+    logs: &Arc<Logs>,
+) -> Result<Arc<dyn Worker>, Error> {
+    let Some(host) = &settings.host else { return Ok(Arc::new(worker::Absent)) };
+    let parts = host::Parts {
+        settings: host.clone(),
+        directory: directory.path().into(),
+        store: Arc::clone(store),
+        logs: LogBook::new(Arc::clone(logs)),
+        disks: host::disks(host)?,
+        region: settings.region.clone(),
+        image_prefix: Names::new(settings).image(""),
+    };
+    Ok(Arc::new(Host::open(parts)?))
 }
 
 /// Prints the variables that clients of a daemon need.

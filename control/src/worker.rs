@@ -1,6 +1,11 @@
 //! The seam to what acts: builds images, runs microVMs, makes network connectors work.
 
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::mpsc::Sender;
+
+use tokio::net::UnixStream;
 
 use crate::fleet::microvm::Event;
 use crate::fleet::{Action, Report};
@@ -13,8 +18,19 @@ pub trait Worker: Send + Sync {
     /// Why microVMs cannot run on this host, if they cannot.
     fn refusal(&self) -> Option<&str>;
 
+    /// Takes up what an earlier daemon left, before the first action begins. What has ended meanwhile is
+    /// reported.
+    fn adopt(&self, reports: &Sender<Report>);
+
     /// Begins an action, and does not wait for its end.
     fn begin(&self, action: Action, reports: &Sender<Report>);
+
+    /// Opens a byte stream to a TCP port inside of a microVM that runs.
+    fn connect(
+        &self,
+        id: &str,
+        port: u16,
+    ) -> Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send + '_>>;
 }
 
 /// No worker: everything that needs one fails, and says so.
@@ -28,6 +44,9 @@ impl Worker for Absent {
     fn refusal(&self) -> Option<&str> {
         Some(REFUSAL)
     }
+
+    /// It has left nothing. What another worker left is that one's to take up.
+    fn adopt(&self, _: &Sender<Report>) {}
 
     fn begin(&self, action: Action, reports: &Sender<Report>) {
         let reason = || REFUSAL.to_owned();
@@ -47,5 +66,13 @@ impl Worker for Absent {
         };
         // At the end of the daemon nobody listens; the action comes again at its next start.
         let _nobody_listens = reports.send(report);
+    }
+
+    fn connect(
+        &self,
+        _: &str,
+        _: u16,
+    ) -> Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send + '_>> {
+        Box::pin(async { Err(io::Error::new(io::ErrorKind::NotConnected, REFUSAL)) })
     }
 }
