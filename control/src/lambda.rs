@@ -1,7 +1,9 @@
 //! The services that sign for `lambda`: requests in, the fleet's decisions kept, begun and answered.
 
 mod rates;
+pub mod records;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -9,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Transaction, params};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -22,7 +23,7 @@ use crate::http::Call;
 use crate::model::{Model, ModelError, Parsed};
 use crate::seal::Seal;
 use crate::settings::Settings;
-use crate::store::{Store, StoreError, attempt};
+use crate::store::{Store, StoreError};
 use crate::worker::Worker;
 use rates::Rates;
 
@@ -76,7 +77,7 @@ impl Lambda {
     pub fn open(parts: Parts) -> Result<Self, LambdaError> {
         let rates = Mutex::new(Rates::new(&parts.settings.rates));
         let mut fleet = Fleet::new(Arc::clone(&parts.settings));
-        for change in read(&parts.store)? {
+        for change in records::all(&parts.store)? {
             show(&parts.gates, &change);
             fleet.apply(change);
         }
@@ -103,6 +104,7 @@ impl Lambda {
             }
         };
         thread::Builder::new().name("fleet".into()).spawn(listen).map_err(LambdaError::Thread)?;
+        driver.parts.worker.adopt(&driver.reports);
         for action in unfinished {
             driver.parts.worker.begin(action, &driver.reports);
         }
@@ -208,12 +210,20 @@ impl Driver {
         let context = Context { now: clock.now(), fresh: Uuid::new_v4, worker_refusal, seal };
         let (actions, answer) = {
             let mut fleet = lock(&self.fleet);
-            let Decision { changes, actions, answer } = decide(&fleet, &context)?;
+            // Gates that were closed for what comes to nothing are opened again.
+            let reopen = |fleet: &Fleet| fleet.microvms().for_each(|microvm| gates.put(microvm));
+            // A bug in a decision ends neither the thread of the reports nor anybody else's request.
+            let decided = catch_unwind(AssertUnwindSafe(|| decide(&fleet, &context)));
+            let Ok(decided) = decided else {
+                reopen(&fleet);
+                let text = "The control plane failed; its log says how.";
+                return Err(ServiceError::new(500, "InternalServerException", text));
+            };
+            let Decision { changes, actions, answer } = decided?;
             if !changes.is_empty()
                 && let Err(error) = store.write(|transaction| keep(transaction, &changes))
             {
-                // Gates that were closed for this are opened again.
-                fleet.microvms().for_each(|microvm| gates.put(microvm));
+                reopen(&fleet);
                 return Err(error.into());
             }
             for change in changes {
@@ -284,35 +294,4 @@ fn delete(transaction: &Transaction<'_>, kind: &str, id: &str) -> Result<(), Sto
     let sql = "DELETE FROM record WHERE kind = ?1 AND id = ?2";
     let deleted = transaction.execute(sql, params![kind, id]);
     deleted.map(|_| ()).map_err(StoreError::at("delete a record"))
-}
-
-/// Everything that was kept, as the changes that make it.
-fn read(store: &Store) -> Result<Vec<Change>, StoreError> {
-    let rows: Vec<(String, String, String)> = store.read(|transaction| {
-        attempt("read the fleet", || {
-            let mut statement = transaction.prepare("SELECT kind, id, body FROM record")?;
-            let rows =
-                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            rows.collect()
-        })
-    })?;
-    rows.into_iter().map(|(kind, id, body)| change_of(&kind, &id, &body)).collect()
-}
-
-fn change_of(kind: &str, id: &str, body: &str) -> Result<Change, StoreError> {
-    fn parse<T: DeserializeOwned>(kind: &str, id: &str, body: &str) -> Result<T, StoreError> {
-        serde_json::from_str(body)
-            .map_err(|source| StoreError::Damaged { what: format!("{kind} {id}"), source })
-    }
-    Ok(match kind {
-        "image" => Change::PutImage(parse(kind, id, body)?),
-        "version" => Change::PutVersion(parse(kind, id, body)?),
-        "microvm" => Change::PutMicrovm(parse(kind, id, body)?),
-        "connector" => Change::PutConnector(parse(kind, id, body)?),
-        "token" => Change::PutToken(parse(kind, id, body)?),
-        other => {
-            let source = serde::de::Error::custom("this program does not know the kind");
-            return Err(StoreError::Damaged { what: format!("{other} {id}"), source });
-        }
-    })
 }

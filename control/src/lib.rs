@@ -8,6 +8,7 @@
 //!  └─ lambda   microVMs, images, network connectors: routes, the model's constraints
 //!      └─ fleet    what follows from a request or a report, and what is to be done  (decide)
 //!          └─ worker   does it, and reports                                         (act)
+//!              └─ host     the worker of this host: VMMs, their snapshots, their agents
 //!  store       metadata, in SQLite
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod commands;
 pub mod endpoint;
 pub mod fleet;
 pub mod form;
+pub mod host;
 pub mod http;
 pub mod iam;
 pub mod lambda;

@@ -11,6 +11,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::cli::Options;
 use crate::clock::Clock;
 use crate::endpoint::{Endpoints, Gates};
+use crate::fleet::names::Names;
+use crate::host::{self, Host, HostError, LogBook};
 use crate::http::sigv4::Verifier;
 use crate::http::{BODIES_MAX, Front, Listener, ServeError};
 use crate::iam::Iam;
@@ -53,6 +55,8 @@ pub enum Error {
     Pattern(#[from] regex::Error),
     #[error("cannot {attempt}")]
     Host { attempt: &'static str, source: io::Error },
+    #[error(transparent)]
+    Worker(#[from] HostError),
     #[error("{0:?} has no access key or endpoint yet: start `rotifer serve` first")]
     NeverServed(std::path::PathBuf),
 }
@@ -73,15 +77,20 @@ pub fn run(options: &Options) -> Result<(), Error> {
     runtime.block_on(serve(options, Arc::new(settings)))
 }
 
-/// Everything behind the port, on a directory of its own.
+/// Everything behind the port, on a directory of its own, with the worker that `worker` makes.
 pub fn front(
     directory: &Directory,
     settings: &Arc<Settings>,
-    worker: Arc<dyn Worker>,
+    worker: impl FnOnce(&Arc<Store>, &Arc<Logs>) -> Result<Arc<dyn Worker>, Error>,
     clock: Clock,
 ) -> Result<Front, Error> {
     let (credentials, seal) = (directory.credentials()?, directory.seal()?);
     let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
+    let logs = Arc::new(Logs::new(Arc::clone(&store), Arc::clone(settings))?);
+    let worker = worker(&store, &logs)?;
+    if worker.refusal().is_some() {
+        tracing::warn!("the settings have no host: images are not built and microVMs do not run");
+    }
     let sessions =
         Arc::new(Sessions { seal: seal.clone(), store: Arc::clone(&store), clock: clock.clone() });
     let gatekeeper =
@@ -101,8 +110,8 @@ pub fn front(
         Metadata { seal, clock, lambda: Arc::clone(&lambda), sessions: Arc::clone(&sessions) };
     let verifier = Verifier::new(credentials).with_sessions(&sessions);
     let services = Services {
-        iam: Iam::new(Arc::clone(&store), Arc::clone(settings))?,
-        logs: Logs::new(store, Arc::clone(settings))?,
+        iam: Iam::new(store, Arc::clone(settings))?,
+        logs,
         lambda,
         sessions,
         settings: Arc::clone(settings),
@@ -124,7 +133,8 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     let _lock = directory.lock()?;
     let credentials = directory.credentials()?;
     let tls = TlsAcceptor::from(tls::server(&directory, &settings)?);
-    let front = Arc::new(front(&directory, &settings, Arc::new(worker::Absent), Clock::Host)?);
+    let worker = |store: &Arc<Store>, logs: &Arc<Logs>| worker(&directory, store, &settings, logs);
+    let front = Arc::new(front(&directory, &settings, worker, Clock::Host)?);
     // Before the port is known to anybody, so that no signal is missed.
     let failed = |source| Error::Host { attempt: "wait for signals", source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -142,7 +152,6 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     println!("access key  {}", credentials.access_key_id);
     println!("secret key  {}", credentials.secret_access_key);
     println!("for a shell eval \"$(rotifer env --state {})\"", directory.path().display());
-    tracing::warn!("no VMM worker is configured: images are not built and microVMs do not run");
     let end = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -151,6 +160,26 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     };
     listener.serve(front, tls, end).await;
     Ok(())
+}
+
+/// What runs microVMs, if the settings say with what.
+fn worker(
+    directory: &Directory,
+    store: &Arc<Store>,
+    settings: &Arc<Settings>,
+    logs: &Arc<Logs>,
+) -> Result<Arc<dyn Worker>, Error> {
+    let Some(host) = &settings.host else { return Ok(Arc::new(worker::Absent)) };
+    let parts = host::Parts {
+        settings: host.clone(),
+        directory: directory.path().into(),
+        store: Arc::clone(store),
+        logs: LogBook::new(Arc::clone(logs)),
+        disks: host::disks(host)?,
+        region: settings.region.clone(),
+        image_prefix: Names::new(settings).image(""),
+    };
+    Ok(Arc::new(Host::open(parts)?))
 }
 
 /// Prints the variables that clients of a daemon need.

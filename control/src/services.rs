@@ -22,7 +22,7 @@ pub struct Services {
     /// Roles.
     pub iam: Iam,
     /// Log groups.
-    pub logs: Logs,
+    pub logs: Arc<Logs>,
 }
 
 impl Services {

@@ -23,6 +23,32 @@ pub struct Settings {
     pub limits: Limits,
     /// A certificate for the endpoints, in place of ours.
     pub certificate: Option<Certificate>,
+    /// What microVMs run with. Without it none do.
+    pub host: Option<HostSettings>,
+}
+
+/// Programs and files of a host that runs microVMs. Paths are relative to the file of the settings.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct HostSettings {
+    /// `rotifer-vmm`
+    pub vmm: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The initramfs that holds the agent.
+    pub initramfs: PathBuf,
+    /// The settings of image builds (`docs/image-builds.md`). Without them no images are built.
+    pub builds: Option<PathBuf>,
+}
+
+impl HostSettings {
+    fn relative_to(&mut self, directory: &Path) {
+        let builds = self.builds.as_mut();
+        for path in [&mut self.vmm, &mut self.kernel, &mut self.initramfs].into_iter().chain(builds)
+        {
+            *path = directory.join(&path);
+        }
+    }
 }
 
 impl Default for Settings {
@@ -35,6 +61,7 @@ impl Default for Settings {
             rates: Rates::default(),
             limits: Limits::default(),
             certificate: None,
+            host: None,
         }
     }
 }
@@ -167,8 +194,14 @@ impl Settings {
     pub fn read(path: &Path) -> Result<Self, SettingsError> {
         let text = fs::read_to_string(path)
             .map_err(|source| SettingsError::Read { path: path.into(), source })?;
-        let settings: Self = serde_json::from_str(&text)
+        let mut settings: Self = serde_json::from_str(&text)
             .map_err(|source| SettingsError::Parse { path: path.into(), source })?;
+        // VMMs are found again by their paths, which therefore are whole.
+        let path = std::path::absolute(path)
+            .map_err(|source| SettingsError::Read { path: path.into(), source })?;
+        if let (Some(host), Some(directory)) = (&mut settings.host, path.parent()) {
+            host.relative_to(directory);
+        }
         settings.check()?;
         Ok(settings)
     }

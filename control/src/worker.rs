@@ -20,6 +20,10 @@ pub trait Worker: Send + Sync {
     /// Why microVMs cannot run on this host, if they cannot.
     fn refusal(&self) -> Option<&str>;
 
+    /// Takes up what an earlier daemon left, before the first action begins. What has ended meanwhile is
+    /// reported.
+    fn adopt(&self, reports: &Sender<Report>);
+
     /// Begins an action, and does not wait for its end.
     fn begin(&self, action: Action, reports: &Sender<Report>);
 
@@ -41,6 +45,9 @@ impl Worker for Absent {
     fn refusal(&self) -> Option<&str> {
         Some(REFUSAL)
     }
+
+    /// It has left nothing. What another worker left is that one's to take up.
+    fn adopt(&self, _: &Sender<Report>) {}
 
     fn begin(&self, action: Action, reports: &Sender<Report>) {
         let reason = || REFUSAL.to_owned();

@@ -6,7 +6,7 @@
 //! | `rotifer.rootfstype=ext4` | its file system; without it each of the kernel's is tried |
 //! | `rotifer.rootflags=noatime` | mount options of that file system, separated by commas |
 //! | `ro`, `rw` | how the root is mounted; without either, read-write if the disk allows it |
-//! | `rotifer.app=/path` | where the app is described, in place of `/etc/rotifer/app.json` |
+//! | `rotifer.app=/path` | where the app is described, in place of `/etc/rotifer/app.json`; `none` starts none |
 //! | `rotifer.hostname=name` | the host name, in place of `/etc/hostname` |
 //! | `rotifer.shell` | a shell on the console; no app is started unless `rotifer.app=` names it |
 //!

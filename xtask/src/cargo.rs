@@ -18,11 +18,16 @@ pub const TARGET: &str = "aarch64-unknown-linux-gnu";
 
 /// Builds one package's program with optimisations; the result is its path.
 pub fn build(paths: &Paths, package: &str, program: &str) -> Result<PathBuf> {
+    build_as(paths, "release", package, program)
+}
+
+/// The same with one of the workspace's profiles.
+pub fn build_as(paths: &Paths, profile: &str, package: &str, program: &str) -> Result<PathBuf> {
     let mut cargo = paths.cargo();
-    cargo.args(["build", "--release", "--quiet", "--target", TARGET, "--package", package]);
-    cargo.args(["--bin", program]);
+    cargo.args(["build", "--quiet", "--profile", profile, "--target", TARGET]);
+    cargo.args(["--package", package, "--bin", program]);
     step(&format!("building {program}"), || run(&mut cargo))?;
-    Ok(target_directory(paths).join(TARGET).join("release").join(program))
+    Ok(target_directory(paths).join(TARGET).join(profile).join(program))
 }
 
 /// Where cargo puts what it builds.

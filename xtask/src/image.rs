@@ -28,6 +28,8 @@ pub enum Artifact {
     Debian,
     /// What image builds need: `rotifer-build-worker`, `build-store` with a base image, `network.json`.
     Build,
+    /// `rotifer`, the daemon.
+    Rotifer,
 }
 
 /// The base image of image builds, and what it has beyond every Debian.
@@ -59,6 +61,11 @@ pub fn make(paths: &Paths, wanted: &[Artifact]) -> Result<()> {
             Artifact::Initramfs => initramfs(paths, &artifacts.join("initramfs.cpio"))?,
             Artifact::Debian => debian::make(paths, &artifacts.join("debian.ext4"))?,
             Artifact::Build => build_inputs(paths, &artifacts)?,
+            Artifact::Rotifer => {
+                // A profile of its own: a panic in a request must not end the daemon.
+                let built = cargo::build_as(paths, "daemon", "rotifer-control", "rotifer")?;
+                cargo::publish(&built, &artifacts.join("rotifer"))?;
+            }
         }
     }
     Ok(())

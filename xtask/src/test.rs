@@ -4,6 +4,7 @@ mod cases;
 mod count;
 mod fuzz;
 mod integration;
+mod journey;
 mod unit;
 
 use std::time::Instant;
@@ -79,6 +80,7 @@ fn run(paths: &Paths, part: &Part, arguments: &TestArguments) -> Result<Count> {
         cases::Kind::Package(package) => unit::package(paths, package, arguments.filter.as_deref()),
         cases::Kind::UnitArm64 => integration::unit(paths, arguments),
         cases::Kind::Integration(routes) => integration::run(paths, &part.name, routes, arguments),
+        cases::Kind::Journey => journey::run(paths, arguments),
         cases::Kind::Fuzz => fuzz::run_all(paths, arguments.fuzz_seconds),
     }
 }

@@ -29,7 +29,8 @@ pub enum ConnectorName<'a> {
 }
 
 impl Names {
-    pub(super) fn new(settings: &Settings) -> Self {
+    /// Those of the account and region in the settings.
+    pub fn new(settings: &Settings) -> Self {
         let Settings { region, account, endpoint_domain, .. } = settings;
         Self { region: region.clone(), account: account.clone(), domain: endpoint_domain.clone() }
     }

@@ -101,6 +101,29 @@ impl Logs {
         Err(invalid("Log events in a single PutLogEvents request must be in chronological order."))
     }
 
+    /// Adds lines of the control plane's own, and what they need to be in.
+    pub fn add_lines(
+        &self,
+        group: &str,
+        stream: &str,
+        lines: Vec<(Timestamp, String)>,
+    ) -> Result<(), ServiceError> {
+        let (group, stream) = (self.group_name(group)?, self.stream_name(stream)?);
+        self.store.write(|transaction| {
+            let make = || {
+                let now = Timestamp::now().0;
+                let sql = "INSERT INTO log_group VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+                transaction.execute(sql, params![group, now])?;
+                let sql = "INSERT INTO log_stream VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+                transaction.execute(sql, params![group, stream, now])
+            };
+            attempt("make a log stream", make).map_err(ServiceError::from)
+        })?;
+        let event = |(time, message): (Timestamp, String)| NewEvent { timestamp: time.0, message };
+        let events: Vec<NewEvent> = lines.into_iter().map(event).collect();
+        self.append(&group, &stream, &events)
+    }
+
     fn append(&self, group: &str, stream: &str, events: &[NewEvent]) -> Result<(), ServiceError> {
         let now = Timestamp::now();
         self.store.write(|transaction| {

@@ -44,6 +44,26 @@ pub fn all_blobs(store: &Store) -> Result<HashSet<String>, StoreError> {
     })
 }
 
+/// The blobs of an object; none if there is none.
+pub fn blobs_of(
+    transaction: &Transaction<'_>,
+    bucket: &str,
+    key: &str,
+) -> Result<Option<Vec<Blob>>, StoreError> {
+    let find = || {
+        let sql = format!("SELECT {} FROM object WHERE bucket = ?1 AND key = ?2", Entry::COLUMNS);
+        transaction.query_row(&sql, [bucket, key], Entry::of).optional()
+    };
+    Ok(attempt("look an object up", find)?.map(|entry| entry.blobs))
+}
+
+/// Whether there is a bucket of this name.
+pub fn has_bucket(transaction: &Transaction<'_>, bucket: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT count(*) FROM bucket WHERE name = ?1";
+    let count = transaction.query_row(sql, [bucket], |row| row.get::<_, i64>(0));
+    Ok(count.map_err(StoreError::at("look a bucket up"))? > 0)
+}
+
 impl Entry {
     pub const COLUMNS: &str = "key, size, etag, modified, attributes, blobs";
 
@@ -88,12 +108,10 @@ impl PartEntry {
 }
 
 pub fn require_bucket(transaction: &Transaction<'_>, bucket: &str) -> Result<(), Failure> {
-    let sql = "SELECT count(*) FROM bucket WHERE name = ?1";
-    let count = transaction.query_row(sql, [bucket], |row| row.get::<_, i64>(0));
-    match count.map_err(StoreError::at("look a bucket up"))? {
-        0 => Err(s3_error!(NoSuchBucket, "The specified bucket does not exist").into()),
-        _ => Ok(()),
+    if has_bucket(transaction, bucket)? {
+        return Ok(());
     }
+    Err(s3_error!(NoSuchBucket, "The specified bucket does not exist").into())
 }
 
 pub fn find(

@@ -87,7 +87,8 @@ impl World {
         let acceptor = TlsAcceptor::from(tls::server(&state, &settings).unwrap());
         let acting: Arc<dyn Worker> = Arc::clone(&worker) as _;
         let front =
-            serve::front(&state, &settings, acting, Clock::Manual(Arc::clone(&clock))).unwrap();
+            serve::front(&state, &settings, |_, _| Ok(acting), Clock::Manual(Arc::clone(&clock)))
+                .unwrap();
         let front = Arc::new(front);
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let port = listener.address.port();
@@ -243,6 +244,8 @@ impl Worker for TestWorker {
     fn refusal(&self) -> Option<&str> {
         None
     }
+
+    fn adopt(&self, _: &Sender<Report>) {}
 
     fn begin(&self, action: Action, reports: &Sender<Report>) {
         let say = |report| {

@@ -146,9 +146,15 @@ pub fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
+/// In place of a path: the app is started over the API, whatever the disk says.
+const NO_APP: &str = "none";
+
 /// What to start. A shell that was asked for goes before an app that merely is on the disk.
 fn app_spec(options: &Options) -> Result<Option<ProcessSpec>, InitError> {
     if options.shell && options.app.is_none() {
+        return Ok(None);
+    }
+    if options.app.as_deref() == Some(NO_APP) {
         return Ok(None);
     }
     let path = options.app.as_deref().unwrap_or(APP_FILE);

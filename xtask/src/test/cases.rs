@@ -56,6 +56,8 @@ pub enum Kind {
     UnitArm64,
     /// A file of integration tests, on each of these routes
     Integration(Vec<Route>),
+    /// The control plane with microVMs on the host, and AWS's clients on this machine
+    Journey,
     /// Every fuzz target, for a bounded time
     Fuzz,
 }
@@ -77,6 +79,9 @@ impl Part {
             Kind::Integration(routes) => {
                 let names: Vec<String> = routes.iter().map(|route| name_of(route)).collect();
                 format!("microVMs, on hosts of kind {}", names.join(", "))
+            }
+            Kind::Journey => {
+                "the control plane on a gicv3 host, AWS's clients on this machine".into()
             }
             Kind::Fuzz => "fuzz targets, for a bounded time".into(),
         }
@@ -103,6 +108,7 @@ pub fn find(paths: &Paths) -> Result<Vec<Part>> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         parts.push(Part::new(&name, Kind::Integration(routes_of(&path)?)));
     }
+    parts.push(Part::new("journey", Kind::Journey));
     parts.push(Part::new("fuzz", Kind::Fuzz));
     Ok(parts)
 }

@@ -1,0 +1,124 @@
+//! Processes that outlive the daemon: found again, watched and ended through pidfds, which are never
+//! another process's.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::Command;
+
+/// The option by which a VMM is found again: it names a socket in the VMM's own directory.
+pub const SOCKET_OPTION: &str = "--api-sock";
+
+/// A process, which may have ended.
+#[derive(Debug)]
+pub struct Process {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Starts a program that goes on when the daemon ends, in a process group of its own. What it says
+    /// goes to `messages`; a guest's console goes nowhere, since a guest could fill the disk with it.
+    pub fn start(mut command: Command, messages: &Path) -> io::Result<Self> {
+        let file = File::options().create(true).append(true).open(messages)?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).process_group(0);
+        let mut child = command.spawn()?;
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let process = Self::of(pid.ok_or(io::ErrorKind::NotFound)?)?;
+        // Nobody else takes note of its end while this daemon lives.
+        tokio::spawn(async move { child.wait().await });
+        Ok(process)
+    }
+
+    fn of(pid: Pid) -> io::Result<Self> {
+        let fd = pidfd_open(pid, PidfdFlags::empty())?;
+        // SAFETY: an `OwnedFd` is open for as long as it lives, and is always the same descriptor; nobody
+        // takes it out of the `AsyncFd`.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self { fd: fd.map_err(|refused| refused.into_parts().1)? })
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&self) {
+        // A pidfd stays readable; one that cannot be waited for is none of a living process.
+        let _end = self.fd.readable().await;
+    }
+
+    /// Asks the kernel to end it. One that has ended stays so.
+    pub fn kill(&self) {
+        let _it_has_ended = pidfd_send_signal(self.fd.get_ref(), Signal::KILL);
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub async fn end(&self) {
+        self.kill();
+        self.ended().await;
+    }
+
+    fn is_alive(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut fds = [PollFd::new(self.fd.get_ref(), PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&now)), Ok(0))
+    }
+}
+
+/// All processes whose socket is somewhere in this directory, with the directory of the socket. One that
+/// an earlier daemon started and had no time to take note of is among them.
+pub fn find(directory: &Path) -> io::Result<Vec<(PathBuf, Process)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|text| Pid::from_raw(text.parse().ok()?));
+        // In this order: what is read is of the process that the pidfd is for, if it still lives then.
+        let Some(process) = pid.and_then(|pid| Process::of(pid).ok()) else { continue };
+        let Ok(words) = fs::read(entry.path().join("cmdline")) else { continue };
+        let home = socket_of(&words).and_then(Path::parent).filter(|it| it.starts_with(directory));
+        if let Some(home) = home.filter(|_| process.is_alive()) {
+            found.push((home.to_path_buf(), process));
+        }
+    }
+    Ok(found)
+}
+
+fn socket_of(words: &[u8]) -> Option<&Path> {
+    let mut words = words.split(|byte| *byte == 0);
+    words.find(|word| *word == SOCKET_OPTION.as_bytes())?;
+    words.next().map(|word| Path::new(OsStr::from_bytes(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_process_is_found_by_its_socket_and_its_end_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("one/api.sock");
+        let mut command = Command::new("/bin/sh");
+        // The shell's own arguments, as a VMM has them; it waits until it is killed.
+        command.args(["-c", "read never < \"$0\"; sleep 1000"]);
+        let fifo = directory.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        command.arg(&fifo).arg(SOCKET_OPTION).arg(&socket);
+        let process = Process::start(command, &directory.path().join("log")).unwrap();
+        let found = find(directory.path()).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].0, directory.path().join("one"));
+        assert!(find(&directory.path().join("two")).unwrap().is_empty());
+        process.kill();
+        tokio::time::timeout(DEADLINE, found[0].1.ended()).await.unwrap();
+        assert!(find(directory.path()).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,122 @@
+"""The host with the daemon on it, as seen from this machine."""
+
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+import threading
+import time
+
+ARTIFACTS = os.environ["ROTIFER_ARTIFACTS"]
+# The machine may be emulated, and busy with other things.
+DEADLINE_SECONDS = 900
+PORT = 8443
+
+
+class Host:
+    """One daemon with a directory of its own, removed at the end with all that runs."""
+
+    def __init__(self):
+        self.directory = f"/var/rotifer/j{os.getpid()}"
+        self.state = f"{self.directory}/state"
+        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        self.daemon = None
+
+    def shell(self, script, check=True):
+        """Runs a script on the host; what it prints."""
+        command = [os.environ["ROTIFER_X"], "host", "exec", "-n", script]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+        assert not check or done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def prepare(self):
+        """Copies what is executed or booted again and again away from the share of the checkout; what one build
+        reads once stays there."""
+        a, d = shlex.quote(ARTIFACTS), self.directory
+        self.shell(
+            f"rm -rf {d}; mkdir -p {d}/bin {d}/store && cd {a} && cp rotifer rotifer-vmm Image initramfs.cpio {d}/bin && "
+            f"cd build-store && for d in bases layers; do mkdir {d}/store/$d; ln -s $PWD/$d/* {d}/store/$d; done"
+        )
+        builds = {
+            "vmm": "rotifer-vmm", "kernel": "Image", "initramfs": "initramfs.cpio",
+            "builder_disk": f"{ARTIFACTS}/debian.ext4", "worker": f"{ARTIFACTS}/rotifer-build-worker",
+            "store": "../store", "disk_bytes": 1 << 30, "vcpu_count": 1, "memory_mib": 768,
+            "aliases": {"public.ecr.aws/lambda/microvms:al2023-minimal": "python:3.11"},
+        }
+        settings = {"host": {
+            "vmm": "rotifer-vmm", "kernel": "Image", "initramfs": "initramfs.cpio", "builds": "builds.json",
+        }}
+        for name, value in [("builds.json", builds), ("settings.json", settings)]:
+            self.shell(f"echo {shlex.quote(json.dumps(value))} > {d}/bin/{name}")
+
+    def start(self):
+        """Starts the daemon and waits until it says that it serves."""
+        d = self.directory
+        script = (
+            f"echo $$ > {d}/daemon.pid; exec {d}/bin/rotifer serve --listen 0.0.0.0:{PORT} --listen-anywhere "
+            f"--state {self.state} --config {d}/bin/settings.json"
+        )
+        self.daemon = subprocess.Popen(
+            [os.environ["ROTIFER_X"], "host", "exec", "-n", script],
+            stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )
+        timer = threading.Timer(DEADLINE_SECONDS, self.daemon.kill)
+        timer.start()
+        for line in self.daemon.stdout:
+            if line.startswith("for a shell"):
+                timer.cancel()
+                return
+        raise AssertionError(f"the daemon does not serve:\n{self.tail()}")
+
+    def kill(self):
+        """As a crash does."""
+        self.shell(f"kill -9 $(cat {self.directory}/daemon.pid)")
+        self.daemon.wait(DEADLINE_SECONDS)
+
+    def vmms(self):
+        """The numbers of the VMMs' processes, the pager's not among them."""
+        script = (
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q "
+            f"'api-sock {self.state}/' && echo ${{p#/proc/}}; done; true"
+        )
+        return sorted(self.shell(script).split())
+
+    def variables(self):
+        """What clients need, with the authority's certificate in a file of this machine."""
+        text = self.shell(f"{self.directory}/bin/rotifer env --state {self.state}")
+        pairs = (line[7:].split("=", 1) for line in text.splitlines() if line.startswith("export "))
+        variables = {name: value.strip("'") for name, value in pairs}
+        forward = [os.environ["ROTIFER_X"], "host", "forward", str(PORT)]
+        address = subprocess.run(forward, capture_output=True, text=True, check=True).stdout.strip()
+        authority = tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False)
+        authority.write(self.shell(f"cat {self.state}/ca.pem"))
+        authority.close()
+        variables["AWS_ENDPOINT_URL"] = f"https://{address}"
+        variables["AWS_CA_BUNDLE"] = authority.name
+        return variables
+
+    def tail(self):
+        """The end of what the daemon logged."""
+        with open(self.log.name, encoding="utf-8", errors="replace") as log:
+            return "".join(log.readlines()[-40:])
+
+    def stop(self):
+        """Ends everything that was started, and removes it."""
+        pids = f"$(cat {self.directory}/daemon.pid) {' '.join(self.vmms())}"
+        pager = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q " \
+            f"'pager --socket {self.state}/' && kill -9 ${{p#/proc/}}; done"
+        self.shell(f"kill -9 {pids}; {pager}; rm -rf {self.directory}", check=False)
+        if self.daemon:
+            self.daemon.wait(DEADLINE_SECONDS)
+
+
+def until(what, ask, is_it):
+    """Asks the API until the answer is what is awaited: it has no way to wait for an event."""
+    end = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        answer = ask()
+        if is_it(answer):
+            return answer
+        assert time.monotonic() < end, f"{what} did not come: {answer}"
+        time.sleep(0.3)

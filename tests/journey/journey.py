@@ -1,0 +1,197 @@
+"""From a zip with a Dockerfile to microVMs that are launched, suspended, resumed and ended.
+
+The daemon and its microVMs are on the host; boto3, unmodified, is here. What the app in a microVM knows is
+observed from what it says: its lines come out of the guest into the log store.
+"""
+
+import io
+import os
+import pathlib
+import time
+import zipfile
+
+import boto3
+import botocore.config
+
+from host import Host, until
+
+HERE = pathlib.Path(__file__).parent
+IMAGE = "arn:aws:lambda:us-east-1:000000000000:microvm-image:mine"
+ENABLED_RUNTIME = {
+    f"{hook}{rest}": value
+    for hook in ["run", "suspend", "resume", "terminate"]
+    for rest, value in [("", "ENABLED"), ("TimeoutInSeconds", 60)]
+}
+ENABLED_IMAGE = {
+    f"{hook}{rest}": value
+    for hook in ["ready", "validate"]
+    for rest, value in [("", "ENABLED"), ("TimeoutInSeconds", 600)]
+}
+
+
+class Journey:
+    def __init__(self, host):
+        self.host = host
+        self.begin = time.monotonic()
+
+    def connect(self):
+        os.environ.update(self.host.variables())
+        patient = botocore.config.Config(read_timeout=300, retries={"max_attempts": 1})
+        client = lambda name: boto3.client(name, config=patient)
+        self.s3, self.logs, self.microvms = client("s3"), client("logs"), client("lambda-microvms")
+
+    def note(self, text):
+        print(f"{time.monotonic() - self.begin:7.1f} s  {text}", flush=True)
+
+    def upload(self, **files):
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name, text in files.items():
+                packed.writestr(name.replace("_", "."), text)
+        self.s3.put_object(Bucket="code", Key="app.zip", Body=archive.getvalue())
+
+    def create(self, name, **more):
+        answer = self.microvms.create_microvm_image(
+            name=name, codeArtifact={"uri": "s3://code/app.zip"},
+            baseImageArn="arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
+            buildRoleArn="arn:aws:iam::000000000000:role/Build", resources=[{"minimumMemoryInMiB": 256}], **more,
+        )
+        assert answer["state"] == "CREATING", answer
+        return answer["imageArn"]
+
+    def image(self, arn, state):
+        get = lambda: self.microvms.get_microvm_image(imageIdentifier=arn)
+        answer = until(state, get, lambda answer: answer["state"] not in ["CREATING", "UPDATING"])
+        builds = self.microvms.list_microvm_image_builds(imageIdentifier=arn, imageVersion="1.0")["items"]
+        assert answer["state"] == state, (answer, builds, self.lines(arn.rsplit(":", 1)[1]))
+        return self.microvms.get_microvm_image_build(
+            imageIdentifier=arn, imageVersion="1.0", buildId=builds[0]["buildId"])
+
+    def state(self, vm, wanted):
+        get = lambda: self.microvms.get_microvm(microvmIdentifier=vm)
+        passing = {"PENDING", "SUSPENDING", "TERMINATING"}
+        if wanted != "SUSPENDED":
+            passing.add("SUSPENDED")
+        if wanted in ["SUSPENDED", "TERMINATED"]:
+            passing.add("RUNNING")
+        answer = until(wanted, get, lambda answer: answer["state"] == wanted or answer["state"] not in passing)
+        assert answer["state"] == wanted, answer
+        return answer
+
+    def lines(self, name, **more):
+        found = self.logs.filter_log_events(logGroupName=f"/aws/lambda-microvms/{name}", **more)["events"]
+        return [event["message"] for event in found]
+
+    def says(self, vm, text):
+        """Waits until the app in a microVM has said something."""
+        get = lambda: self.lines("mine", logStreamNames=[vm])
+        until(text, get, lambda lines: any(text in line for line in lines))
+
+    def run(self, payload):
+        answer = self.microvms.run_microvm(imageIdentifier=IMAGE, runHookPayload=payload)
+        assert answer["state"] == "PENDING", answer
+        return answer["microvmId"]
+
+    def builds(self):
+        self.s3.create_bucket(Bucket="code")
+        text = {"app_py": (HERE / "app.py").read_text(), "Dockerfile": (HERE / "Dockerfile").read_text()}
+        self.upload(app_py=text["app_py"])
+        build = self.image(self.create("bare"), "CREATE_FAILED")
+        assert build["stateReason"].startswith("ARCHIVE_DOCKERFILE_NOT_FOUND"), build
+        self.note(f"an archive without Dockerfile is refused: {build['stateReason']}")
+        self.upload(**text)
+        hooks = {"port": 9000, "microvmHooks": ENABLED_RUNTIME, "microvmImageHooks": ENABLED_IMAGE}
+        self.create("mine", hooks=hooks, environmentVariables={"MINE": "1"})
+        build = self.image(IMAGE, "CREATED")
+        assert min(build["snapshotBuild"].values()) > 0, build
+        said = self.lines("mine", logStreamNamePrefix="build/")
+        # Asked twice before the snapshot; the snapshot was restored for the third.
+        assert any("heard=1 hook=ready status=503" in line for line in said), said
+        assert any("heard=2 hook=ready status=200" in line for line in said), said
+        self.note(f"an image is built: {build['snapshotBuild']}")
+
+    def lives(self):
+        one, two = self.run("first"), self.run("second")
+        for vm, payload in [(one, "first"), (two, "second")]:
+            self.state(vm, "RUNNING")
+            self.says(vm, "heard=3 hook=run status=200 version=1.0")
+            self.says(vm, f'"runHookPayload":"{payload}"')
+        assert len(self.host.vmms()) == 2
+        self.note("two microVMs run, and each has heard its own payload")
+        self.microvms.suspend_microvm(microvmIdentifier=one)
+        self.state(one, "SUSPENDED")
+        assert len(self.host.vmms()) == 1
+        self.microvms.resume_microvm(microvmIdentifier=one)
+        self.state(one, "RUNNING")
+        self.says(one, "heard=4 hook=suspend")
+        self.says(one, "heard=5 hook=resume")
+        self.note("one was suspended and resumed, and counts on")
+        return one, two
+
+    def crashes(self, one, two):
+        self.microvms.suspend_microvm(microvmIdentifier=two)
+        self.state(two, "SUSPENDED")
+        before = self.host.vmms()
+        self.host.kill()
+        assert self.host.vmms() == before, "a microVM ended with the daemon"
+        self.host.start()
+        assert self.state(one, "RUNNING") and self.host.vmms() == before
+        self.microvms.resume_microvm(microvmIdentifier=two)
+        self.state(two, "RUNNING")
+        self.says(two, "heard=5 hook=resume")
+        self.microvms.suspend_microvm(microvmIdentifier=one)
+        self.state(one, "SUSPENDED")
+        self.microvms.resume_microvm(microvmIdentifier=one)
+        self.state(one, "RUNNING")
+        self.says(one, "heard=7 hook=resume")
+        self.note("the daemon was killed; what ran goes on, what was suspended resumes")
+        # In the middle of an action: it is done by the next daemon.
+        self.microvms.suspend_microvm(microvmIdentifier=two)
+        self.host.kill()
+        self.host.start()
+        self.state(two, "SUSPENDED")
+        self.note("a suspend that the daemon did not live to see is done by the next")
+
+    def ends(self, one, two):
+        # A process that dies takes its microVM with it, and nothing else.
+        third = self.run("third")
+        self.state(third, "RUNNING")
+        (vmm,) = self.host.shell(
+            f"for p in {' '.join(self.host.vmms())}; do grep -q {third} /proc/$p/cmdline && echo $p; done; true").split()
+        self.host.shell(f"kill -9 {vmm}")
+        reason = self.state(third, "TERMINATED")["stateReason"]
+        assert reason == "the MicroVM's process has ended", reason
+        for vm in [one, two]:
+            self.microvms.terminate_microvm(microvmIdentifier=vm)
+            assert self.state(vm, "TERMINATED")["stateReason"] == "Success."
+        assert self.host.vmms() == []
+        assert self.host.shell(f"ls {self.host.state}/microvms") == ""
+        for name in ["mine", "bare"]:
+            arn = IMAGE.replace("mine", name)
+            self.microvms.delete_microvm_image(imageIdentifier=arn)
+        list_names = lambda: [item["name"] for item in self.microvms.list_microvm_images()["items"]]
+        until("the end of the images", list_names, lambda names: names == [])
+        assert self.host.shell(f"find {self.host.state}/versions -type f") == ""
+        self.note("everything was ended and removed; nothing is left")
+
+
+def main():
+    host = Host()
+    try:
+        host.prepare()
+        host.start()
+        journey = Journey(host)
+        journey.connect()
+        journey.note("the daemon serves")
+        journey.builds()
+        one, two = journey.lives()
+        journey.crashes(one, two)
+        journey.ends(one, two)
+    except BaseException:
+        print(host.tail())
+        raise
+    finally:
+        host.stop()
+
+
+main()
