@@ -5,7 +5,7 @@
 //!   config.json         optional: subnet, MTU
 //!   lock                shared by whoever makes, changes or deletes; exclusive for a sweep
 //!   slots/7             keeps namespace 7 alive; its creation is the lease of number 7
-//!   pool/7.json         namespace 7 is ready for whoever takes it, by removing this
+//!   pool/7.json         namespace 7 is ready for whoever takes it, by removing this; for which policy
 //!   networks/NAME.json  the network NAME: its slot, its policy
 //! ```
 //!
@@ -17,6 +17,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io,
+    net::Ipv4Addr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -114,7 +115,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let subnet = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 231, 0, 0), 16);
+        let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 231, 0, 0), 16);
         Self { subnet, mtu: 1500 }
     }
 }
@@ -158,6 +159,25 @@ pub struct Record {
     pub generation: u32,
     /// Whose it is, if it is to end with somebody.
     pub owner: Option<Owner>,
+}
+
+/// What there is.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// By name.
+    pub known: BTreeMap<Name, Record>,
+    /// Why others cannot be read.
+    pub unreadable: Vec<Error>,
+}
+
+/// What a namespace of the pool is ready for: if it is asked for exactly that, it needs nothing more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prepared {
+    /// What its guest may reach.
+    pub policy: Policy,
+    /// The host's own addresses when its rules were made, which no guest may reach.
+    pub host: Vec<Ipv4Addr>,
 }
 
 /// The directory.
@@ -268,13 +288,17 @@ impl Files {
         Ok(slots)
     }
 
-    /// All networks.
-    pub fn records(&self) -> Result<BTreeMap<Name, Record>, Error> {
-        let mut records = BTreeMap::new();
+    /// All networks. One whose record makes no sense is no reason not to see the others.
+    pub fn records(&self) -> Result<Records, Error> {
+        let mut records = Records::default();
         for file in list(&self.networks())? {
-            let Some(Ok(name)) = file.strip_suffix(".json").map(str::parse) else { continue };
-            if let Some(record) = self.record(&name)? {
-                records.insert(name, record);
+            let Some(Ok(name)) = file.strip_suffix(".json").map(str::parse::<Name>) else {
+                continue;
+            };
+            match self.record(&name) {
+                Ok(Some(record)) => drop(records.known.insert(name, record)),
+                Ok(None) => {}
+                Err(error) => records.unreadable.push(error),
             }
         }
         Ok(records)
@@ -294,17 +318,18 @@ impl Files {
     }
 
     /// Says that a namespace is ready.
-    pub fn add_ready(&self, slot: u32) -> Result<(), Error> {
-        let path = self.pooled(slot);
-        fs::write(&path, "{}").map_err(failed("write", &path))
+    pub fn add_ready(&self, slot: u32, prepared: &Prepared) -> Result<(), Error> {
+        self.write(&self.pooled(slot), prepared, true).map(drop)
     }
 
-    /// Takes a namespace out of the pool: whoever removes its file has it.
-    pub fn take_ready(&self) -> Result<Option<u32>, Error> {
+    /// Takes a namespace out of the pool: whoever removes its file has it. What it is ready for is
+    /// not known if the file makes no sense.
+    pub fn take_ready(&self) -> Result<Option<(u32, Option<Prepared>)>, Error> {
         for slot in self.ready()? {
             let path = self.pooled(slot);
+            let prepared = read(&path).ok().flatten();
             match fs::remove_file(&path) {
-                Ok(()) => return Ok(Some(slot)),
+                Ok(()) => return Ok(Some((slot, prepared))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed("remove", &path)(error)),
             }
@@ -312,9 +337,14 @@ impl Files {
         Ok(None)
     }
 
-    /// Writes a record, whole or not at all; says whether it did, if none may be there.
-    pub fn write(&self, path: &Path, record: &Record, replace: bool) -> Result<bool, Error> {
-        let text = serde_json::to_string(record)
+    /// Writes a file, whole or not at all; says whether it did, if none may be there.
+    pub fn write(
+        &self,
+        path: &Path,
+        content: &impl Serialize,
+        replace: bool,
+    ) -> Result<bool, Error> {
+        let text = serde_json::to_string(content)
             .map_err(|source| Error::Content { path: path.to_owned(), source })?;
         let thread = rustix::thread::gettid();
         let partial = path.with_extension(format!("{}.partial", thread.as_raw_nonzero()));
@@ -337,10 +367,12 @@ impl Files {
 
     /// Removes what writers left behind that were killed. Nobody may be writing.
     pub fn remove_partial(&self) -> Result<(), Error> {
-        let directory = self.networks();
-        let files = list(&directory)?;
-        let mut partial = files.iter().filter(|name| name.ends_with(".partial"));
-        partial.try_for_each(|name| remove(&directory.join(name)))
+        for directory in [self.networks(), self.pool()] {
+            let files = list(&directory)?;
+            let mut partial = files.iter().filter(|name| name.ends_with(".partial"));
+            partial.try_for_each(|name| remove(&directory.join(name)))?;
+        }
+        Ok(())
     }
 }
 
@@ -384,100 +416,4 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn files() -> (tempfile::TempDir, Files) {
-        let directory = tempfile::tempdir().unwrap();
-        let files = Files::open(directory.path()).unwrap();
-        (directory, files)
-    }
-
-    fn record(slot: u32) -> Record {
-        Record { slot, policy: Policy::internet(), generation: 1, owner: None }
-    }
-
-    #[test]
-    fn a_name_is_a_file_and_nothing_more() {
-        for name in ["a", "microvm-0b9e", "7", &"x".repeat(63)] {
-            assert!(name.parse::<Name>().is_ok(), "{name}");
-        }
-        for name in ["", "-a", "a/b", "..", "A", "a b", "ä", "a.json", &"x".repeat(64)] {
-            let error = name.parse::<Name>().unwrap_err().to_string();
-            assert!(error.contains("a-z, 0-9"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_number_is_leased_once() {
-        let (_directory, files) = files();
-        let leased: Vec<_> = (0..3).map(|_| files.lease(2).unwrap()).collect();
-        assert_eq!(leased, [Some(0), Some(1), None]);
-        remove(&files.slot(0)).unwrap();
-        assert_eq!(files.lease(2).unwrap(), Some(0));
-    }
-
-    #[test]
-    fn two_networks_of_one_name_are_one_too_many() {
-        let (_directory, files) = files();
-        let path = files.network(&"vm".parse().unwrap());
-        assert!(files.write(&path, &record(1), false).unwrap());
-        assert!(!files.write(&path, &record(2), false).unwrap());
-        assert_eq!(files.record(&"vm".parse().unwrap()).unwrap(), Some(record(1)));
-        assert_eq!(list(&files.networks()).unwrap(), ["vm.json"]);
-    }
-
-    #[test]
-    fn a_writer_that_was_killed_leaves_the_old_record() {
-        let (_directory, files) = files();
-        let name: Name = "vm".parse().unwrap();
-        files.write(&files.network(&name), &record(1), false).unwrap();
-        let whole = serde_json::to_string(&record(9)).unwrap();
-        for length in 0..whole.len() {
-            let partial = files.networks().join("vm.77.partial");
-            fs::write(&partial, &whole[..length]).unwrap();
-            assert_eq!(files.records().unwrap().into_values().collect::<Vec<_>>(), [record(1)]);
-        }
-        files.remove_partial().unwrap();
-        assert_eq!(list(&files.networks()).unwrap(), ["vm.json"]);
-    }
-
-    #[test]
-    fn a_namespace_of_the_pool_is_taken_once() {
-        let (_directory, files) = files();
-        files.add_ready(3).unwrap();
-        assert_eq!(files.ready().unwrap(), [3]);
-        assert_eq!(files.take_ready().unwrap(), Some(3));
-        assert_eq!(files.take_ready().unwrap(), None);
-    }
-
-    #[test]
-    fn a_process_is_alive_until_it_has_ended() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let owner = Owner::of(child.id().try_into().unwrap()).unwrap();
-        assert!(owner.is_alive());
-        assert!(!Owner { start: owner.start + 1, ..owner }.is_alive());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!owner.is_alive());
-    }
-
-    #[test]
-    fn a_configuration_is_checked() {
-        let (_directory, files) = files();
-        let with = |text: &str| {
-            fs::write(files.root().join("config.json"), text).unwrap();
-            files.config()
-        };
-        assert_eq!(with(r#"{"mtu": 1400}"#).unwrap().mtu, 1400);
-        for (text, named) in [
-            (r#"{"subnet": "10.0.0.1/8"}"#, "subnet is 10.0.0.1/8"),
-            (r#"{"subnet": "10.0.0.0/31"}"#, "subnet is"),
-            (r#"{"mtu": 576}"#, "mtu is 576"),
-            (r#"{"mtuu": 1500}"#, "repair or remove"),
-        ] {
-            let error = with(text).unwrap_err().to_string();
-            assert!(error.contains(named), "{error}");
-        }
-    }
-}
+mod tests;

@@ -1,23 +1,26 @@
 //! The networks of one host: made, changed, listed, removed, swept.
 
+mod building;
+mod error;
+mod sweep;
+
 use std::{
-    fs::{self, File},
-    io,
+    fs::File,
     net::{Ipv4Addr, TcpListener, UdpSocket},
-    os::fd::AsFd,
     path::{Path, PathBuf},
+    process::{Child, Command},
 };
 
 use ipnet::Ipv4Net;
-use netlink_packet_route::link::LinkAttribute;
 use rustix::fs::{FlockOperation, flock};
 
+pub use self::{error::Error, sweep::Swept};
 use crate::{
     drops::{self, Drops},
-    files::{self, Config, Files, Name, Owner, Record},
+    files::{Config, Files, Name, Owner, Prepared, Record},
     guest, link, namespace, netlink,
     nft::Element,
-    policy::{self, Policy, Verdicts},
+    policy::{Policy, Verdicts},
     ranges::Ranges,
     rules, tap,
 };
@@ -30,78 +33,6 @@ const ADDRESSES_PER_SLOT: u32 = 2;
 const FIRST: u32 = 1;
 const DNS_PORT: u16 = 53;
 const METADATA_PORT: u16 = 80;
-
-/// Something about a network did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is one.
-    #[error("there is a network {name} already: delete it first, or choose another name")]
-    Exists {
-        /// Its name.
-        name: Name,
-    },
-    /// There is none.
-    #[error("there is no network {name}")]
-    Unknown {
-        /// As asked for.
-        name: Name,
-    },
-    /// The record is there and the namespace is not.
-    #[error("the namespace of the network {name} is gone: run `rotifer-network sweep`")]
-    Broken {
-        /// Its name.
-        name: Name,
-    },
-    /// All addresses are in use.
-    #[error("all {count} networks that fit into {subnet} are in use: configure a larger subnet")]
-    Full {
-        /// How many fit.
-        count: u32,
-        /// What the configuration says.
-        subnet: Ipv4Net,
-    },
-    /// A process that does not run.
-    #[error("there is no process {pid} that the network could belong to")]
-    NoOwner {
-        /// As given.
-        pid: i32,
-    },
-    /// A file below `/proc/sys`.
-    #[error("cannot set {} to {value}: is /proc/sys writable?", path.display())]
-    Setting {
-        /// Which.
-        path: PathBuf,
-        /// To what.
-        value: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A socket in a namespace.
-    #[error("cannot listen on {address}:{port} in the namespace of a network")]
-    Listen {
-        /// Where.
-        address: Ipv4Addr,
-        /// Where.
-        port: u16,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A policy.
-    #[error("the policy cannot be used")]
-    Policy(#[from] policy::Error),
-    /// Files.
-    #[error("cannot keep what is known about networks")]
-    Files(#[from] files::Error),
-    /// Namespaces.
-    #[error("cannot use a network namespace")]
-    Namespace(#[from] namespace::Error),
-    /// The kernel.
-    #[error("the kernel refuses")]
-    Netlink(#[from] netlink::Error),
-    /// The tap.
-    #[error("cannot make the guest's interface")]
-    Tap(#[from] tap::Error),
-}
 
 /// A network, as it is shown.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -141,17 +72,6 @@ pub struct Options {
     pub owner_pid: Option<i32>,
 }
 
-/// What a sweep removed.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Swept {
-    /// Networks whose owner is gone, or all.
-    pub networks: Vec<String>,
-    /// Namespaces that nobody knew.
-    pub slots: Vec<u32>,
-    /// Interfaces without a namespace.
-    pub interfaces: Vec<String>,
-}
-
 /// The networks below one directory.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -172,8 +92,9 @@ impl Host {
         &self.files
     }
 
-    /// Makes a network, from the pool if it has one ready. Whatever fails, nothing is left; whoever
-    /// is killed leaves a namespace that nobody knows, or a network whose guest reaches nothing yet.
+    /// Makes a network, from the pool if it has one ready: then nothing is left to do but to say whose
+    /// it is, if it is ready for this policy. Whatever fails, nothing is left; whoever is killed
+    /// leaves a namespace that nobody knows.
     pub fn create(&self, name: &Name, policy: &Policy, options: Options) -> Result<(), Error> {
         policy.check()?;
         let owner = options.owner_pid.map(|pid| Owner::of(pid).ok_or(Error::NoOwner { pid }));
@@ -182,36 +103,57 @@ impl Host {
         if self.files.network(name).exists() {
             return Err(Error::Exists { name: name.clone() });
         }
-        self.prepare_host(false)?;
-        let slot = match self.files.take_ready()? {
-            Some(slot) => slot,
-            None => self.make()?,
+        self.prepare_host()?;
+        let (slot, generation) = self.provide(policy)?;
+        let record = Record { slot, policy: policy.clone(), generation, owner };
+        let done = self.give_tap(slot, options.tap_user);
+        let done =
+            done.and_then(|()| Ok(self.files.write(&self.files.network(name), &record, false)?));
+        if !matches!(done, Ok(true)) {
+            let _the_first_error_counts = self.tear_down(slot);
+        }
+        if done? { Ok(()) } else { Err(Error::Exists { name: name.clone() }) }
+    }
+
+    /// A namespace of which nobody knows yet, with a policy of this number in place.
+    fn provide(&self, policy: &Policy) -> Result<(u32, u32), Error> {
+        let host = self.own_addresses()?;
+        let verdicts = self.judge(policy, &host);
+        let Some((slot, prepared)) = self.files.take_ready()? else {
+            return Ok((self.make(&verdicts)?, FIRST));
         };
-        let record = Record { slot, policy: policy.clone(), generation: FIRST + 1, owner };
-        if !self.files.write(&self.files.network(name), &record, false)? {
-            self.tear_down(slot)?;
-            return Err(Error::Exists { name: name.clone() });
+        if prepared == Some(Prepared { policy: policy.clone(), host }) {
+            return Ok((slot, FIRST));
         }
-        self.finish(name, &record, options).inspect_err(|_| {
-            let _the_first_error_counts = self.remove(name, slot);
-        })
+        let generation = FIRST + 1;
+        self.apply(slot, &verdicts, generation).inspect_err(|_| {
+            let _the_first_error_counts = self.tear_down(slot);
+        })?;
+        Ok((slot, generation))
     }
 
-    fn finish(&self, name: &Name, record: &Record, options: Options) -> Result<(), Error> {
-        let _alone = self.lock_network(name)?;
-        if let Some(user) = options.tap_user {
-            let namespace = self.namespace(name)?;
-            namespace::within(&namespace, || Ok::<_, Error>(tap::give(guest::TAP, user)?))?;
-        }
-        self.apply(name, record)
+    fn give_tap(&self, slot: u32, user: Option<u32>) -> Result<(), Error> {
+        let Some(user) = user else { return Ok(()) };
+        let namespace = namespace::open(&self.files.slot(slot))?;
+        namespace::within(&namespace, || Ok(tap::give(guest::TAP, user)?))
     }
 
-    /// Adds a namespace to the pool.
+    /// Adds a namespace to the pool, ready for a network from which the internet is reached.
     pub fn add_to_pool(&self) -> Result<(), Error> {
         let _no_sweep = self.files.lock(false)?;
-        self.prepare_host(false)?;
-        let slot = self.make()?;
-        Ok(self.files.add_ready(slot)?)
+        self.prepare_host()?;
+        let prepared = Prepared { policy: Policy::internet(), host: self.own_addresses()? };
+        let slot = self.make(&self.judge(&prepared.policy, &prepared.host))?;
+        Ok(self.files.add_ready(slot, &prepared)?)
+    }
+
+    /// Starts a program in a network: the VMM, which finds the tap there under its name.
+    pub fn start(&self, name: &Name, command: &mut Command) -> Result<Child, Error> {
+        let namespace = self.namespace(name)?;
+        let program = command.get_program().to_owned();
+        namespace::within(&namespace, || {
+            command.spawn().map_err(|source| Error::Start { program, source })
+        })
     }
 
     /// How many namespaces are ready.
@@ -233,9 +175,9 @@ impl Host {
         self.remove(name, record.slot)
     }
 
-    /// All networks.
+    /// All networks whose records make sense.
     pub fn networks(&self) -> Result<Vec<Network>, Error> {
-        let records = self.files.records()?;
+        let records = self.files.records()?.known;
         Ok(records.iter().map(|(name, record)| self.show(name, record)).collect())
     }
 
@@ -257,13 +199,24 @@ impl Host {
 
     /// What follows from a policy on this host, as its addresses are now.
     pub fn verdicts(&self, policy: &Policy) -> Result<Verdicts, Error> {
-        let mut own: Vec<Ipv4Net> = link::addresses(&mut netlink::Socket::route()?)?;
-        for address in &mut own {
-            *address = Ipv4Net::from(address.addr());
-        }
+        Ok(self.judge(policy, &self.own_addresses()?))
+    }
+
+    /// The host's own addresses, in order, without those of our ways out, which come and go.
+    fn own_addresses(&self) -> Result<Vec<Ipv4Addr>, Error> {
+        let networks = link::addresses(&mut netlink::Socket::route()?)?;
+        let mut own: Vec<Ipv4Addr> = networks.iter().map(Ipv4Net::addr).collect();
+        own.retain(|address| !self.config.subnet.contains(address));
+        own.sort_unstable();
+        own.dedup();
+        Ok(own)
+    }
+
+    fn judge(&self, policy: &Policy, host: &[Ipv4Addr]) -> Verdicts {
+        let mut own: Vec<Ipv4Net> = host.iter().copied().map(Ipv4Net::from).collect();
         let inside = Ipv4Net::new_assert(guest::GATEWAY, guest::PREFIX).trunc();
         own.extend([self.config.subnet, inside]);
-        Ok(policy.verdicts(&Ranges::of(&own)))
+        policy.verdicts(&Ranges::of(&own))
     }
 
     /// The namespace of a network.
@@ -297,7 +250,7 @@ impl Host {
 
     /// Which network has a namespace now.
     pub fn name_of(&self, slot: u32) -> Result<Option<Name>, Error> {
-        let records = self.files.records()?;
+        let records = self.files.records()?.known;
         Ok(records.into_iter().find(|(_, record)| record.slot == slot).map(|(name, _)| name))
     }
 
@@ -335,64 +288,6 @@ impl Host {
         Ok(allowed)
     }
 
-    /// Removes what nobody needs: halves that a crash left, networks whose owner has ended; with
-    /// `all` every network. What stays gets its rules again, in case it missed a change.
-    pub fn sweep(&self, all: bool) -> Result<Swept, Error> {
-        let _alone = self.files.lock(true)?;
-        let mut swept = Swept::default();
-        self.files.remove_partial()?;
-        let mut known = Vec::new();
-        for (name, record) in self.files.records()? {
-            let is_left = record.owner.is_some_and(|owner| !owner.is_alive());
-            if all || is_left || !namespace::is_kept(&self.files.slot(record.slot)) {
-                self.remove(&name, record.slot)?;
-                swept.networks.push(name.to_string());
-            } else {
-                self.apply(&name, &record)?;
-                known.push(record.slot);
-            }
-        }
-        for slot in self.files.ready()? {
-            if all || !namespace::is_kept(&self.files.slot(slot)) {
-                files::remove(&self.files.pooled(slot))?;
-            } else {
-                known.push(slot);
-            }
-        }
-        for slot in self.files.leased()?.into_iter().filter(|slot| !known.contains(slot)) {
-            self.tear_down(slot)?;
-            swept.slots.push(slot);
-        }
-        self.sweep_interfaces(&known, &mut swept)?;
-        if known.is_empty() {
-            self.forget_host()?
-        } else {
-            self.prepare_host(true)?
-        }
-        Ok(swept)
-    }
-
-    /// Makes a network and removes it again: whether this host can have any.
-    pub fn try_out(&self) -> Result<(), Error> {
-        let _no_sweep = self.files.lock(false)?;
-        self.prepare_host(false)?;
-        let slot = self.make()?;
-        self.tear_down(slot)
-    }
-
-    fn sweep_interfaces(&self, known: &[u32], swept: &mut Swept) -> Result<(), Error> {
-        let mut socket = netlink::Socket::route()?;
-        for link in link::list(&mut socket)? {
-            let slot = link.name.strip_prefix(INTERFACE_PREFIX).and_then(|n| n.parse().ok());
-            let is_ours = link.alias == self.alias();
-            if is_ours && slot.is_some_and(|slot: u32| !known.contains(&slot)) {
-                link::delete(&mut socket, &link.name)?;
-                swept.interfaces.push(link.name);
-            }
-        }
-        Ok(())
-    }
-
     /// Records a change and makes it so. In this order: whoever is killed in between has left the
     /// intention behind, and a sweep completes it.
     fn change(&self, name: &Name, edit: impl FnOnce(&mut Record)) -> Result<(), Error> {
@@ -401,12 +296,14 @@ impl Host {
         edit(&mut record);
         record.generation = record.generation.wrapping_add(1).max(FIRST);
         self.files.write(&self.files.network(name), &record, true)?;
-        self.apply(name, &record)
+        self.apply(record.slot, &self.verdicts(&record.policy)?, record.generation)
     }
 
-    fn apply(&self, name: &Name, record: &Record) -> Result<(), Error> {
-        let verdicts = self.verdicts(&record.policy)?;
-        let mut socket = self.netfilter(name)?;
+    /// Puts a policy in place in a namespace; pins that it has, too, stay.
+    fn apply(&self, slot: u32, verdicts: &Verdicts, generation: u32) -> Result<(), Error> {
+        let namespace = namespace::open(&self.files.slot(slot))?;
+        let mut socket =
+            namespace::within(&namespace, || Ok::<_, Error>(netlink::Socket::netfilter()?))?;
         let pins = rules::NETWORK.list_elements(&mut socket, rules::PINNED)?;
         let kept = pins.into_iter().filter_map(|pin| {
             let domain = pin.note.filter(|domain| verdicts.pins_name(domain))?;
@@ -419,8 +316,8 @@ impl Host {
                 note: Some(domain),
             })
         });
-        let steps = rules::change(&verdicts, record.generation, kept.collect());
-        Ok(socket.transaction(&format!("set the policy of the network {name}"), steps)?)
+        let steps = rules::change(verdicts, generation, kept.collect());
+        Ok(socket.transaction(&format!("set the policy of namespace {slot}"), steps)?)
     }
 
     /// Only one changes what a network may reach at a time.
@@ -429,94 +326,6 @@ impl Host {
         flock(&file, FlockOperation::LockExclusive)
             .map_err(|errno| namespace::lock_failed(&self.files.networks(), errno.into()))?;
         Ok(file)
-    }
-
-    /// A namespace with everything in it, from which nothing is reached. What fails leaves nothing.
-    fn make(&self) -> Result<u32, Error> {
-        let count = self.slot_count();
-        let full = Error::Full { count, subnet: self.config.subnet };
-        let slot = self.files.lease(count)?.ok_or(full)?;
-        self.build(slot).inspect_err(|_| {
-            let _the_first_error_counts = self.tear_down(slot);
-        })?;
-        Ok(slot)
-    }
-
-    fn build(&self, slot: u32) -> Result<(), Error> {
-        let verdicts = self.verdicts(&Policy::none())?;
-        let (interface, mtu) = (interface(slot), self.config.mtu);
-        let (outside, inside) = self.addresses(slot);
-        let mut outer = netlink::Socket::route()?;
-        let host = namespace::own()?;
-        namespace::share_directory(&self.files.slots())?;
-        namespace::create(&self.files.slot(slot), || {
-            // Before there is an interface that could get an address.
-            for scope in ["all", "default"] {
-                set_if_there(&format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
-            }
-            set("/proc/sys/net/ipv4/ip_forward", "1")?;
-            let mut socket = netlink::Socket::route()?;
-            tap::create(guest::TAP)?;
-            let steps = rules::network(&verdicts, FIRST);
-            let mut netfilter = netlink::Socket::netfilter()?;
-            netfilter.transaction("make the rule set of a network", steps)?;
-            let pair = link::Pair {
-                name: guest::UPLINK,
-                peer: &interface,
-                peer_namespace: host.as_fd(),
-                mtu,
-            };
-            link::add_pair(&mut socket, &pair)?;
-            inside_of(&mut socket, mtu)?;
-            let uplink = link::find(&mut socket, guest::UPLINK)?;
-            link::add_address(&mut socket, &uplink, inside, 31)?;
-            link::bring_up(&mut socket, &uplink, Vec::new())?;
-            Ok::<_, Error>(socket)
-        })
-        .and_then(|mut socket| {
-            // These are the host's files: they are looked for in the namespace of whoever looks.
-            let end = link::find(&mut outer, &interface)?;
-            set_if_there(&format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1")?;
-            set(&format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"), "1")?;
-            let alias = LinkAttribute::IfAlias(self.alias());
-            link::add_address(&mut outer, &end, outside, 31)?;
-            link::bring_up(&mut outer, &end, vec![alias])?;
-            Ok(link::add_default_route(&mut socket, outside)?)
-        })
-    }
-
-    fn remove(&self, name: &Name, slot: u32) -> Result<(), Error> {
-        files::remove(&self.files.network(name))?;
-        self.tear_down(slot)
-    }
-
-    /// First the way out, so that whatever still runs in the namespace is cut off; the number is
-    /// free when its file is gone, which is last.
-    fn tear_down(&self, slot: u32) -> Result<(), Error> {
-        link::delete(&mut netlink::Socket::route()?, &interface(slot))?;
-        Ok(namespace::release(&self.files.slot(slot))?)
-    }
-
-    /// What the host needs for any network: to forward, and rules of its own.
-    fn prepare_host(&self, anew: bool) -> Result<(), Error> {
-        let mut socket = netlink::Socket::netfilter()?;
-        if anew || !rules::HOST.exists(&mut socket)? {
-            let steps = rules::host(self.config.subnet, &format!("{INTERFACE_PREFIX}*"));
-            socket.transaction("make the host's rule set", steps)?;
-        }
-        let path = Path::new("/proc/sys/net/ipv4/ip_forward");
-        if fs::read_to_string(path).is_ok_and(|value| value.trim() == "1") {
-            return Ok(());
-        }
-        set("/proc/sys/net/ipv4/ip_forward", "1")
-    }
-
-    /// Without networks there is nothing to guard.
-    fn forget_host(&self) -> Result<(), Error> {
-        namespace::unshare_directory(&self.files.slots());
-        let mut socket = netlink::Socket::netfilter()?;
-        let steps = vec![rules::HOST.add(), rules::HOST.delete()];
-        Ok(socket.transaction("remove the host's rule set", steps)?)
     }
 
     fn show(&self, name: &Name, record: &Record) -> Network {
@@ -529,11 +338,6 @@ impl Host {
             generation: record.generation,
             owner: record.owner,
         }
-    }
-
-    fn slot_count(&self) -> u32 {
-        let bits = 32 - u32::from(self.config.subnet.prefix_len());
-        1u32.checked_shl(bits).unwrap_or(u32::MAX) / ADDRESSES_PER_SLOT
     }
 
     /// The host's and the namespace's address of the way between them: RFC 3021.
@@ -549,27 +353,6 @@ impl Host {
     }
 }
 
-/// The guest's side: tap, addresses, and no asking where the guest is.
-fn inside_of(socket: &mut netlink::Socket, mtu: u32) -> Result<(), netlink::Error> {
-    let loopback = link::find(socket, "lo")?;
-    link::add_address(socket, &loopback, guest::METADATA, 32)?;
-    link::bring_up(socket, &loopback, Vec::new())?;
-    let tap = link::find(socket, guest::TAP)?;
-    let mac = LinkAttribute::Address(guest::GATEWAY_MAC.to_vec());
-    link::bring_up(socket, &tap, vec![mac, LinkAttribute::Mtu(mtu)])?;
-    link::add_address(socket, &tap, guest::GATEWAY, guest::PREFIX)?;
-    link::add_neighbour(socket, &tap, guest::ADDRESS, guest::MAC)
-}
-
 fn interface(slot: u32) -> String {
     format!("{INTERFACE_PREFIX}{slot}")
-}
-
-fn set(path: &str, value: &'static str) -> Result<(), Error> {
-    fs::write(path, value).map_err(|source| Error::Setting { path: path.into(), value, source })
-}
-
-/// For settings of what a kernel may have been built without.
-fn set_if_there(path: &str, value: &'static str) -> Result<(), Error> {
-    if Path::new(path).exists() { set(path, value) } else { Ok(()) }
 }

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use rotifer_network::{
+    chain,
     drops::Drops,
     files::{Name, ROOT},
     guest,
@@ -141,7 +142,7 @@ fn main() -> ExitCode {
     match act(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("rotifer-network: {}", serve::chain(error.as_ref()));
+            eprintln!("rotifer-network: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -182,7 +183,13 @@ fn act(cli: Cli) -> Result<ExitCode> {
             print(&if json { serde_json::to_string_pretty(&drops)? } else { listing(&drops) })?;
         }
         Action::Delete { name } => host.delete(&name)?,
-        Action::Sweep { all } => print(&serde_json::to_string(&host.sweep(all)?)?)?,
+        Action::Sweep { all } => {
+            let swept = host.sweep(all)?;
+            print(&serde_json::to_string(&swept)?)?;
+            if !swept.failures.is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Action::Pool { fill } => {
             while host.pool_size()? < fill.unwrap_or(0) {
                 host.add_to_pool()?;
@@ -190,6 +197,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
             print(&host.pool_size()?.to_string())?;
         }
         Action::Serve { upstream, pool } => {
+            log();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let options = serve::Options { upstreams: upstream, pool_size: pool };
             runtime.block_on(serve::run(host, options))?;
@@ -199,14 +207,18 @@ fn act(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// For whoever reads the standard error; `RUST_LOG` says how much.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
 fn run(host: &Host, name: &Name, policy: &Policy, command: &[String]) -> Result<ExitCode> {
     let own = i32::try_from(std::process::id()).context("our process number")?;
     host.create(name, policy, Options { owner_pid: Some(own), ..Options::default() })?;
-    let namespace = host.namespace(name)?;
-    let status = namespace::within(&namespace, || -> Result<_> {
-        let mut command = prepare(command)?;
-        command.status().with_context(|| format!("cannot run {:?}", command.get_program()))
-    });
+    let status =
+        prepare(command).and_then(|mut command| Ok(host.start(name, &mut command)?.wait()?));
     host.delete(name)?;
     let code = status?.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
@@ -275,7 +287,7 @@ fn listing(drops: &Drops) -> String {
 
 fn doctor(host: &Host) -> Result<ExitCode> {
     if let Err(error) = host.try_out() {
-        print(&format!("this host can have no networks: {}", serve::chain(&error)))?;
+        print(&format!("this host can have no networks: {}", chain(&error)))?;
         return Ok(ExitCode::FAILURE);
     }
     let verdicts: Verdicts = host.verdicts(&Policy::internet())?;

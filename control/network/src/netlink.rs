@@ -3,7 +3,11 @@
 //! The packets are rust-netlink's. Its asynchronous transport is left out: a network is made by a
 //! few requests in a row on a thread that has entered the network's namespace.
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use netlink_packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
@@ -17,7 +21,12 @@ use netlink_sys::{
     SocketAddr,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind,
+    netlink::{NETFILTER, SocketAddrNetlink},
+    socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
 
 /// The kernel answers at once; a lost answer must not hang us.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,6 +60,17 @@ impl Error {
         let errors = [Some(libc::ENOENT), Some(libc::ENODEV)];
         matches!(self, Self::Request { source, .. } if errors.contains(&source.raw_os_error()))
     }
+}
+
+/// `NFNLGRP_NFTABLES`, as a bit: what everybody changes about rules.
+const NFTABLES_GROUP: u32 = 1 << (7 - 1);
+
+/// A socket that can be read whenever somebody has changed the rules of this namespace.
+pub fn rule_changes() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))?;
+    bind(&socket, &SocketAddrNetlink::new(0, NFTABLES_GROUP))?;
+    Ok(socket)
 }
 
 /// One answer of a dump: what follows the headers, as attributes can be read from it.

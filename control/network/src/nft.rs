@@ -209,15 +209,16 @@ impl Table {
         Ok(answers.iter().flat_map(|answer| parse_elements(answer)).collect())
     }
 
-    /// Whether the kernel has this table in the namespace of the socket.
-    pub fn exists(self, socket: &mut netlink::Socket) -> Result<bool, netlink::Error> {
+    /// How many rules it has in the namespace of the socket: none if it is not there.
+    pub fn count_rules(self, socket: &mut netlink::Socket) -> Result<usize, netlink::Error> {
         use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage};
-        let attributes = vec![TableAttribute::Name(self.name.into())];
-        let inner = NfTablesMessage::GetTable(TableMessage { attributes });
+        let attributes = vec![RuleAttribute::Table(self.name.into())];
+        let inner = NfTablesMessage::GetRule(RuleMessage { attributes });
         let message = NetfilterMessage::new(NetfilterHeader::new(self.family, 0, 0), inner);
-        match socket.request(&format!("look for the rule set {}", self.name), 0, message) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
+        let what = format!("list the rules of {}", self.name);
+        match socket.dump(&what, &message, NFGENMSG_BYTES) {
+            Ok(rules) => Ok(rules.len()),
+            Err(error) if error.is_not_found() => Ok(0),
             Err(error) => Err(error),
         }
     }

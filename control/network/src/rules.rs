@@ -140,8 +140,16 @@ pub fn pin(addresses: &[Ipv4Addr], name: &str, timeout_ms: u64) -> Vec<Step> {
     ]
 }
 
+/// The host's rules.
+pub struct HostRules {
+    /// Puts them in place of those that there are.
+    pub steps: Vec<Step>,
+    /// How many of them there are where nobody has removed any.
+    pub rule_count: usize,
+}
+
 /// The host's rules, anew. `subnet` has the addresses of all namespaces.
-pub fn host(subnet: Ipv4Net, interfaces: &str) -> Vec<Step> {
+pub fn host(subnet: Ipv4Net, interfaces: &str) -> HostRules {
     let filter = |hook| BaseChain {
         kind: "filter",
         hook: HookNumber::Inet(hook),
@@ -161,7 +169,7 @@ pub fn host(subnet: Ipv4Net, interfaces: &str) -> Vec<Step> {
     steps.push(HOST.add_chain("forward", Some(&filter(InetHookNumber::Forward))));
     steps.push(HOST.add_chain("input", Some(&filter(InetHookNumber::LocalIn))));
     steps.push(HOST.add_chain("postrouting", Some(&nat)));
-    for (chain, rule) in [
+    let rules = [
         ("refuse", Rule::new().protocol(TCP).reject_with_reset()),
         ("refuse", Rule::new().reject()),
         ("forward", from_vm().ipv4(false).drop()),
@@ -181,10 +189,10 @@ pub fn host(subnet: Ipv4Net, interfaces: &str) -> Vec<Step> {
                 .leaves_not_through(interfaces)
                 .masquerade(),
         ),
-    ] {
-        steps.push(HOST.add_rule(chain, rule));
-    }
-    steps
+    ];
+    let rule_count = rules.len();
+    steps.extend(rules.map(|(chain, rule)| HOST.add_rule(chain, rule)));
+    HostRules { steps, rule_count }
 }
 
 /// What comes from the guest is the guest's, or goes no further.

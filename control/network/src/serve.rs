@@ -1,5 +1,6 @@
 //! The process beside the VMs: it answers their guests' questions for names, keeps a pool of
-//! namespaces ready, and removes networks whose owner has ended.
+//! namespaces ready, puts the host's rules back where somebody has removed them, and removes networks
+//! whose owner has ended.
 //!
 //! It holds no state: what there is, it reads from the directory, at the start and whenever it
 //! changes. When it dies, guests get no names, what is pinned expires, and nothing opens.
@@ -20,6 +21,7 @@ use hickory_resolver::{
 };
 use rustix::{
     fs::inotify,
+    io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use tokio::{
@@ -28,9 +30,10 @@ use tokio::{
 };
 
 use crate::{
+    chain,
     files::{self, Name, Owner},
     host::{self, Host},
-    namespace, resolver,
+    namespace, netlink, resolver,
 };
 
 /// Answers that are kept for all guests.
@@ -71,11 +74,16 @@ pub struct Options {
 /// Looks after the networks until it is dropped, or cannot go on.
 pub async fn run(host: Host, options: Options) -> Result<(), Error> {
     let upstream = upstream(&options.upstreams).map_err(Error::Upstream)?;
-    let swept = blocking(&host, |host| host.sweep(false)).await?;
-    if !(swept.networks.is_empty() && swept.slots.is_empty()) {
-        tracing::info!(?swept, "removed what an earlier run left behind");
-    }
+    // Before anything is looked at, so that no change is missed.
     let watch = watch(&host).map_err(Error::Watch)?;
+    let rules = netlink::rule_changes().and_then(register).map_err(Error::Watch)?;
+    let swept = blocking(&host, |host| host.sweep(false)).await?;
+    for failure in &swept.failures {
+        tracing::error!(failure, "a network cannot be looked after");
+    }
+    if !swept.is_empty() {
+        tracing::info!(?swept, "looked after what an earlier run left behind");
+    }
     let mut server = Server {
         host,
         upstream,
@@ -97,7 +105,22 @@ pub async fn run(host: Host, options: Options) -> Result<(), Error> {
         }
         tokio::select! {
             changed = next_change(&watch) => changed.map_err(Error::Watch)?,
+            changed = next_change(&rules) => {
+                changed.map_err(Error::Watch)?;
+                guard(&server.host).await;
+            }
             Some(_ended) = server.tasks.join_next() => {}
+        }
+    }
+}
+
+/// Who flushes all rules of the host takes ours along.
+async fn guard(host: &Host) {
+    match blocking(host, Host::guard).await {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!("somebody has removed rules of ours; they are back"),
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "the host's rules cannot be put back");
         }
     }
 }
@@ -152,7 +175,7 @@ impl Server {
     }
 
     fn attend_to_owners(&mut self) -> Result<(), Error> {
-        let records = self.host.files().records()?;
+        let records = self.host.files().records()?.known;
         self.owners.retain(|name, (owner, task)| {
             let stays = records.get(name).is_some_and(|record| record.owner == Some(*owner));
             if !stays {
@@ -224,7 +247,7 @@ fn upstream(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
     TokioResolver::builder_with_config(config, provider).with_options(options).build()
 }
 
-fn watch(host: &Host) -> io::Result<AsyncWatch> {
+fn watch(host: &Host) -> io::Result<AsyncFd<OwnedFd>> {
     use inotify::{CreateFlags, WatchFlags};
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
     let changes = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
@@ -239,13 +262,18 @@ fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
-type AsyncWatch = AsyncFd<OwnedFd>;
-
 /// Waits for a change, and takes all there are: everything is looked at again anyway.
-async fn next_change(watch: &AsyncWatch) -> io::Result<()> {
+async fn next_change(watch: &AsyncFd<OwnedFd>) -> io::Result<()> {
     let mut guard = watch.readable().await?;
     let mut buffer = [0; 4096];
-    while rustix::io::read(watch.get_ref(), &mut buffer[..]).is_ok_and(|count| count > 0) {}
+    loop {
+        match rustix::io::read(watch.get_ref(), &mut buffer[..]) {
+            Err(Errno::AGAIN) => break,
+            // So many that some were lost.
+            Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
     guard.clear_ready();
     Ok(())
 }
@@ -259,15 +287,4 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-/// An error with its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }
