@@ -11,7 +11,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -60,6 +60,7 @@ pub struct Internet {
     /// The namespace of the internet.
     pub namespace: File,
     directory: TempDir,
+    program: PathBuf,
 }
 
 impl Internet {
@@ -77,6 +78,9 @@ impl Internet {
         let directory = tempfile::tempdir().expect("a directory");
         // What namespaces are kept by goes with it.
         mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), None).expect("a tmpfs");
+        // What runs hundreds of times is read from memory.
+        let program = directory.path().join("rotifer-network");
+        fs::copy(Artifacts::network_program(), &program).expect("copy the program");
         let path = directory.path().join("internet");
         File::create(&path).expect("a file");
         let host = namespace::own().expect("the host's namespace");
@@ -104,7 +108,7 @@ impl Internet {
         link::add_default_route(&mut socket, ROUTER).expect("a route");
         let namespace = namespace::open(&path).expect("the internet");
         let host = Host::open(&directory.path().join("networks")).expect("a host");
-        Self { host, namespace, directory }
+        Self { host, namespace, directory, program }
     }
 
     /// Makes a network.
@@ -144,7 +148,7 @@ impl Internet {
 
     /// The program, told where networks are.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        network_command(&self.root(), arguments)
+        network_command(&self.program, &self.root(), arguments)
     }
 
     /// The program that answers guests' questions, by asking [`DNS`]; and keeps a pool of one.
@@ -190,8 +194,8 @@ impl Drop for Internet {
 }
 
 /// The program for networks, told where they are.
-pub fn network_command(root: &std::path::Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(Artifacts::network_program());
+pub fn network_command(program: &Path, root: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.arg("--root").arg(root).args(arguments);
     command
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_netfilter::NetfilterProtoFamily;
@@ -35,9 +35,20 @@ fn change_rules(flags: u16, message: NfTablesMessage, family: NetfilterProtoFami
     socket.transaction("change the rules", vec![(flags, family, message.into())]).unwrap();
 }
 
+/// Runs it until then; whether it had come to its end. The moment is no wait for anything: it is what
+/// varies.
+fn is_done_before(mut command: Command, moment: Duration) -> bool {
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = Process(child);
+    thread::sleep(moment);
+    matches!(child.0.try_wait(), Ok(Some(status)) if status.success())
+}
+
 #[test]
 fn nothing_is_left_of_networks_whose_makers_were_killed() {
-    const CYCLES: u64 = 500;
+    const CYCLES: usize = 500;
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+    const AT_ONCE: usize = NAMES.len();
     let internet = Internet::new();
     add_others_table();
     let before = traces(&internet);
@@ -46,25 +57,25 @@ fn nothing_is_left_of_networks_whose_makers_were_killed() {
     let whole = started.elapsed();
     assert!(internet.command(&["delete", "a"]).status().unwrap().success());
     let (mut random, mut whole_count) = (0x2545_f491_4f6c_dd1d_u64, 0);
-    for cycle in 0..CYCLES {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let action: &[&str] = match cycle % 4 {
-            0 | 1 => &["create", "a", "--policy", "internet"],
-            2 => &["delete", "a"],
-            _ => &["pool", "--fill", "1"],
-        };
-        let mut command = internet.command(action);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Not a wait for anything: the moment of the kill is what varies.
-        thread::sleep(whole.mul_f64((random % 1000) as f64 / 800.0));
-        let mut child = Process(child);
-        if let Ok(Some(status)) = child.0.try_wait() {
-            whole_count += u64::from(status.success());
-        }
-        drop(child);
-        if cycle % 7 == 0 {
+    for round in 0..CYCLES / AT_ONCE {
+        whole_count += thread::scope(|scope| {
+            let begin = |index: usize| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let moment = whole.mul_f64((random % 1000) as f64 / 800.0);
+                let name = NAMES[index];
+                let command = internet.command(&match (round + index) % 4 {
+                    0 | 1 => vec!["create", name, "--policy", "internet"],
+                    2 => vec!["delete", name],
+                    _ => vec!["pool", "--fill", "1"],
+                });
+                scope.spawn(move || is_done_before(command, moment))
+            };
+            let begun: Vec<_> = (0..AT_ONCE).map(begin).collect();
+            begun.into_iter().map(|it| usize::from(it.join().unwrap())).sum::<usize>()
+        });
+        if round % 2 == 0 {
             assert!(internet.command(&["sweep"]).stdout(Stdio::null()).status().unwrap().success());
         }
     }

@@ -48,7 +48,8 @@ fn apt_installs_a_package_from_the_mirror_of_this_machine_and_reaches_nothing_el
     let root = directory.path().join("networks");
     let host = Host::open(&root).unwrap();
     let _cleanup = Cleanup(&host);
-    let mut server = network_command(&root, &["serve", "--pool", "1"]);
+    let mut server =
+        network_command(&Artifacts::network_program(), &root, &["serve", "--pool", "1"]);
     let _server = Process(server.stdin(Stdio::null()).spawn().unwrap());
     await_until("the pool is ready", || host.pool_size().unwrap() == 1);
     let name: Name = "guest".parse().unwrap();
