@@ -22,15 +22,6 @@ impl Artifacts {
     /// # Panics
     /// If something is missing: there is nothing to test then.
     pub fn find() -> Self {
-        let directory = env::var_os("ROTIFER_ARTIFACTS").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/artifacts"),
-            PathBuf::from,
-        );
-        let file = |name: &str| {
-            let path = directory.join(name);
-            assert!(path.exists(), "{} is missing: ./x test makes it", path.display());
-            path
-        };
         Self {
             vmm: file("rotifer-vmm"),
             kernel: file("Image"),
@@ -38,4 +29,22 @@ impl Artifacts {
             debian: file("debian.ext4"),
         }
     }
+
+    /// The program for networks.
+    ///
+    /// # Panics
+    /// If it is missing.
+    pub fn network_program() -> PathBuf {
+        file("rotifer-network")
+    }
+}
+
+fn file(name: &str) -> PathBuf {
+    let directory = env::var_os("ROTIFER_ARTIFACTS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/artifacts"),
+        PathBuf::from,
+    );
+    let path = directory.join(name);
+    assert!(path.exists(), "{} is missing: ./x test makes it", path.display());
+    path
 }

@@ -9,6 +9,7 @@
 
 mod artifacts;
 mod console;
+pub mod internet;
 mod load;
 mod pager;
 mod snapshot;

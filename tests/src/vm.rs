@@ -55,6 +55,7 @@ pub struct VmBuilder {
     mem_size_mib: u64,
     boot_args: String,
     drives: Vec<Drive>,
+    interfaces: Vec<Value>,
 }
 
 impl Default for VmBuilder {
@@ -75,6 +76,7 @@ impl VmBuilder {
             mem_size_mib: 128,
             boot_args: "quiet console=ttyS0 panic=-1".into(),
             drives: Vec::new(),
+            interfaces: Vec::new(),
         }
     }
 
@@ -120,6 +122,13 @@ impl VmBuilder {
         self
     }
 
+    /// One more network interface: eth0, eth1, ...
+    pub fn interface(mut self, tap: &str, mac: &str) -> Self {
+        let id = format!("eth{}", self.interfaces.len());
+        self.interfaces.push(json!({ "iface_id": id, "host_dev_name": tap, "guest_mac": mac }));
+        self
+    }
+
     /// The Debian disk, read-only, as the root.
     pub fn debian(self) -> Self {
         let path = self.artifacts.debian.clone();
@@ -152,6 +161,7 @@ impl VmBuilder {
             "machine-config": { "vcpu_count": self.vcpu_count, "mem_size_mib": self.mem_size_mib },
             "vsock": { "guest_cid": 3, "uds_path": directory.join("v.sock") },
             "entropy": {},
+            "network-interfaces": self.interfaces,
         })
     }
 

@@ -1,4 +1,4 @@
-//! A root disk: Debian for ARM64 with Python, Flask and the example web app.
+//! A root disk: Debian for ARM64 with Python, Flask, apt and the example web app.
 //!
 //! Nothing of it runs while it is made, and no root rights are needed: packages are unpacked, their
 //! few necessary settings are written here, and `mke2fs` fills a file system from the directory.
@@ -20,6 +20,7 @@ use crate::{
 };
 
 const PACKAGES: &[&str] = &[
+    "apt",
     "base-files",
     "base-passwd",
     "bash",
@@ -55,7 +56,6 @@ const UNUSED: &[&str] = &[
     "usr/share/lintian",
     "usr/share/bug",
     "usr/share/javascript",
-    "var/lib/apt",
     "boot",
     ".complete",
 ];
@@ -64,12 +64,14 @@ const SETTINGS: &[(&str, &str)] = &[
     ("etc/hostname", "rotifer\n"),
     ("etc/hosts", "127.0.0.1 localhost rotifer\n::1 localhost\n"),
     ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"),
+    // A guest without a network keeps it; one that is given name servers has theirs mounted on it.
+    ("etc/resolv.conf", ""),
     ("etc/profile", "export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin PS1='\\w# '\n"),
 ];
 const APP: &[&str] = &["app.py", "app.json"];
 const SIZE: &str = "512M";
 /// Raised when what this file does to the tree changes.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Makes the disk, or takes it from the cache.
 pub fn make(paths: &Paths, to: &Path) -> Result<()> {

@@ -20,6 +20,8 @@ use crate::{
 pub enum Artifact {
     /// `rotifer-vmm`, the VMM.
     Vmm,
+    /// `rotifer-network`, the host's side of networks.
+    Network,
     /// `Image`, the guest kernel.
     Kernel,
     /// `initramfs.cpio`, the agent.
@@ -57,6 +59,10 @@ pub fn make(paths: &Paths, wanted: &[Artifact]) -> Result<()> {
             Artifact::Vmm => {
                 let built = cargo::build(paths, "rotifer-vmm", "rotifer-vmm")?;
                 cargo::publish(&built, &artifacts.join("rotifer-vmm"))?;
+            }
+            Artifact::Network => {
+                let built = cargo::build(paths, "rotifer-network", "rotifer-network")?;
+                cargo::publish(&built, &artifacts.join("rotifer-network"))?;
             }
             Artifact::Initramfs => initramfs(paths, &artifacts.join("initramfs.cpio"))?,
             Artifact::Debian => debian::make(paths, &artifacts.join("debian.ext4"))?,

@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("devices", "rotifer-devices"),
     ("vmm", "rotifer-vmm"),
     ("guest-agent", "rotifer-agent"),
+    ("control/network", "rotifer-network"),
     ("control", CONTROL),
     ("control/build", "rotifer-build"),
     ("control/build/worker", "rotifer-build-worker"),

@@ -25,8 +25,9 @@ use crate::{
 /// A part that takes longer hangs. The whole of the tests has an hour.
 const PART_TIMEOUT_S: u64 = 1500;
 
-/// The part that needs a base image besides.
+/// The parts that need more than every test does.
 const IMAGE_BUILDS: &str = "build";
+const NETWORKS: &str = "network";
 
 /// Runs one file of `tests/tests/`.
 pub fn run(
@@ -36,8 +37,10 @@ pub fn run(
     arguments: &TestArguments,
 ) -> Result<Count> {
     image::make(paths, &image::ALL)?;
-    if name == IMAGE_BUILDS {
-        image::make(paths, &[image::Artifact::Build])?;
+    match name {
+        IMAGE_BUILDS => image::make(paths, &[image::Artifact::Build])?,
+        NETWORKS => image::make(paths, &[image::Artifact::Network])?,
+        _ => {}
     }
     let build = ["--package", "rotifer-tests", "--test", name];
     let programs = build_tests(paths, name, &build)?;
