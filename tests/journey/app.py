@@ -1,10 +1,12 @@
-"""The journey's app: hears its hooks, counts what it hears, and says so."""
+"""The journey's app: hears its hooks, counts what it hears, and says so. Visitors are counted, too."""
 
 import http.server
 import os
 import threading
 
 heard = 0
+visits = 0
+one_at_a_time = threading.Lock()
 
 
 class Hooks(http.server.BaseHTTPRequestHandler):
@@ -22,6 +24,16 @@ class Hooks(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         version = os.environ["AWS_LAMBDA_MICROVM_IMAGE_VERSION"]
         print(f"heard={heard} hook={name} status={status} version={version} body={body}", flush=True)
+
+    def do_GET(self):
+        global visits
+        with one_at_a_time:
+            visits += 1
+            text = str(visits).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def log_message(self, *_):
         pass

@@ -4,10 +4,15 @@ The daemon and its microVMs are on the host; boto3, unmodified, is here. What th
 observed from what it says: its lines come out of the guest into the log store.
 """
 
+import concurrent.futures
+import http.client
 import io
 import os
 import pathlib
+import socket
+import ssl
 import time
+import urllib.parse
 import zipfile
 
 import boto3
@@ -87,8 +92,31 @@ class Journey:
         get = lambda: self.lines("mine", logStreamNames=[vm])
         until(text, get, lambda lines: any(text in line for line in lines))
 
+    def token(self, vm):
+        answer = self.microvms.create_microvm_auth_token(
+            microvmIdentifier=vm, expirationInMinutes=60, allowedPorts=[{"port": 9000}])
+        return answer["authToken"]["X-aws-proxy-auth"]
+
+    def get(self, vm, **headers):
+        """Asks the app in a microVM through its endpoint, whose name need not be known to this machine."""
+        name = self.microvms.get_microvm(microvmIdentifier=vm)["endpoint"]
+        daemon = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"])
+        trust = ssl.create_default_context(cafile=os.environ["AWS_CA_BUNDLE"])
+        connection = http.client.HTTPSConnection(name, daemon.port, timeout=300, context=trust)
+        connection._create_connection = lambda address, *rest: socket.create_connection(
+            (daemon.hostname, daemon.port), *rest)
+        connection.request("GET", "/", headers={"X-aws-proxy-port": "9000", **headers})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def visits(self, vm):
+        status, text = self.get(vm, **{"X-aws-proxy-auth": self.token(vm)})
+        assert status == 200, (status, text)
+        return int(text)
+
     def run(self, payload):
-        answer = self.microvms.run_microvm(imageIdentifier=IMAGE, runHookPayload=payload)
+        idle = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600, "autoResumeEnabled": True}
+        answer = self.microvms.run_microvm(imageIdentifier=IMAGE, runHookPayload=payload, idlePolicy=idle)
         assert answer["state"] == "PENDING", answer
         return answer["microvmId"]
 
@@ -128,6 +156,23 @@ class Journey:
         self.note("one was suspended and resumed, and counts on")
         return one, two
 
+    def endpoints(self, one, two):
+        assert [self.visits(one), self.visits(one), self.visits(two)] == [1, 2, 1]
+        for token, reason in [({}, "missing"), ({"X-aws-proxy-auth": self.token(two)}, "failed")]:
+            status, text = self.get(one, **token)
+            assert status == 403 and reason in text, (status, text)
+        token = {"X-aws-proxy-auth": self.token(one)}
+        self.note("each answers at its endpoint, to its own tokens")
+        self.microvms.suspend_microvm(microvmIdentifier=one)
+        self.state(one, "SUSPENDED")
+        with concurrent.futures.ThreadPoolExecutor(10) as pool:
+            asked = [pool.submit(self.get, one, **token) for _ in range(10)]
+            answers = sorted(int(text) for status, text in (it.result() for it in asked) if status == 200)
+        assert answers == list(range(3, 13)), answers
+        self.says(one, "heard=7 hook=resume")
+        assert not any("heard=8" in line for line in self.lines("mine", logStreamNames=[one]))
+        self.note("ten requests at once to a suspended one: it was resumed once, and ten were answered")
+
     def crashes(self, one, two):
         self.microvms.suspend_microvm(microvmIdentifier=two)
         self.state(two, "SUSPENDED")
@@ -143,7 +188,8 @@ class Journey:
         self.state(one, "SUSPENDED")
         self.microvms.resume_microvm(microvmIdentifier=one)
         self.state(one, "RUNNING")
-        self.says(one, "heard=7 hook=resume")
+        self.says(one, "heard=9 hook=resume")
+        assert self.visits(one) == 13
         self.note("the daemon was killed; what ran goes on, what was suspended resumes")
         # In the middle of an action: it is done by the next daemon.
         self.microvms.suspend_microvm(microvmIdentifier=two)
@@ -185,6 +231,7 @@ def main():
         journey.note("the daemon serves")
         journey.builds()
         one, two = journey.lives()
+        journey.endpoints(one, two)
         journey.crashes(one, two)
         journey.ends(one, two)
     except BaseException:
