@@ -76,9 +76,10 @@ class Host:
 
     def vmms(self):
         """The numbers of the VMMs' processes, the pager's not among them."""
+        # (The script's own command line must not match.)
         script = (
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q "
-            f"'api-sock {self.state}/' && echo ${{p#/proc/}}; done; true"
+            f"'api-soc[k] {self.state}/' && echo ${{p#/proc/}}; done; true"
         )
         return sorted(self.shell(script).split())
 
@@ -105,7 +106,7 @@ class Host:
         """Ends everything that was started, and removes it."""
         pids = f"$(cat {self.directory}/daemon.pid) {' '.join(self.vmms())}"
         pager = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q " \
-            f"'pager --socket {self.state}/' && kill -9 ${{p#/proc/}}; done"
+            f"'pager --socke[t] {self.state}/' && kill -9 ${{p#/proc/}}; done"
         self.shell(f"kill -9 {pids}; {pager}; rm -rf {self.directory}", check=False)
         if self.daemon:
             self.daemon.wait(DEADLINE_SECONDS)
