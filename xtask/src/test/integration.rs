@@ -90,7 +90,7 @@ fn empty(directory: &Path) -> Result<()> {
 
 /// Runs the VMM's unit tests on a host: much of it does not exist on other machines.
 pub fn unit(paths: &Paths, arguments: &TestArguments) -> Result<Count> {
-    let build = ["--package", "rotifer-vmm", "--lib", "--bins"];
+    let build = ["--package", "rotifer-vmm", "--lib"];
     let programs = build_tests(paths, "rotifer-vmm", &build)?;
     let host = arguments.host.unwrap_or(Variant::Gicv3);
     run_on(paths, host, &programs, arguments.filter.as_deref(), None)
