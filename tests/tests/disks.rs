@@ -129,7 +129,7 @@ fn a_file_system_is_suspended_with_its_machine_and_goes_on_in_clones() {
     vm.shell(
         "! dd if=/dev/vdb of=/dev/null iflag=direct bs=64k 2> /tmp/why && grep 'Input/output error' /tmp/why",
     );
-    vm.messages.wait_for("digest");
+    vm.messages.wait_for("the guest gets an I/O error");
 }
 
 /// A base that was changed, and the overlay of a living machine.
