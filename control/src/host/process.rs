@@ -108,11 +108,13 @@ mod tests {
         let socket = directory.path().join("one/api.sock");
         let mut command = Command::new("/bin/sh");
         // The shell's own arguments, as a VMM has them; it waits until it is killed.
-        command.args(["-c", "read never < \"$0\"; sleep 1000"]);
+        command.args(["-c", "read never < \"$0\""]);
         let fifo = directory.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         command.arg(&fifo).arg(SOCKET_OPTION).arg(&socket);
         let process = Process::start(command, &directory.path().join("log")).unwrap();
+        // Opened when the shell has opened it: only then the kernel is sure to tell its arguments.
+        let _open = File::options().write(true).open(&fifo).unwrap();
         let found = find(directory.path()).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, directory.path().join("one"));
