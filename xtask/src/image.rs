@@ -1,6 +1,7 @@
 //! `./x image` and `./x kernel`: what guests are made of, in `target/artifacts`.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -12,6 +13,7 @@ use crate::{
     archive::{Archive, DIRECTORY, PROGRAM, write_whole},
     cargo, debian, disk,
     paths::{Paths, digest},
+    python,
     step::{output_of, run, step},
 };
 
@@ -104,7 +106,10 @@ fn build_inputs(paths: &Paths, artifacts: &Path) -> Result<()> {
         cargo.args(arguments);
         cargo
     };
-    let network = output_of(&mut builder(&["network"]))?;
+    // A pip there is in any case, which says where it gets packages.
+    let programs = python::environment(paths)?.join("bin").into_os_string();
+    let path = [programs, std::env::var_os("PATH").unwrap_or_default()].join(OsStr::new(":"));
+    let network = output_of(builder(&["network"]).env("PATH", path))?;
     write_whole(&artifacts.join("network.json"), network.as_bytes())?;
     let store = artifacts.join("build-store");
     let recipe = paths.root.join(BASE_RECIPE);

@@ -11,15 +11,9 @@ use std::process::Command;
 
 /// Where programs of many distributions expect the certificates.
 const CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
-/// Where package managers go if nobody tells them otherwise.
-const DEFAULT_HOSTS: [&str; 6] = [
-    "deb.debian.org",
-    "security.debian.org",
-    "pypi.org",
-    "files.pythonhosted.org",
-    "registry.npmjs.org",
-    "static.crates.io",
-];
+/// Where pip looks for packages and where it gets their files, unless it is told otherwise: pip itself knows.
+const PIP_DEFAULTS: &str = "from pip._internal.models.index import PyPI\n\
+    print(PyPI.simple_url, 'https://' + PyPI.file_storage_domain)";
 /// Variables with which programs find certificates.
 const CA_VARIABLES: [&str; 6] = [
     "SSL_CERT_FILE",
@@ -39,7 +33,7 @@ pub const PROXY_PORT: u16 = 3128;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
-    /// Names that may be reached: `pypi.org`, `*.example.org`, each with `:port` if it is not 80 or 443.
+    /// Names that may be reached: `mirror.example.org`, `*.example.org`, each with `:port` if it is not 80 or 443.
     pub allow: BTreeSet<String>,
     /// Beginnings of plain HTTP addresses, and what is asked for in their place.
     pub rewrite: BTreeMap<String, String>,
@@ -50,13 +44,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// Reads this machine's own configuration: the mirrors of apt and pip, and its certificates.
+    /// Reads this machine's own configuration: where its apt, pip and npm get packages, and its certificates.
     #[must_use]
     pub fn detect() -> Self {
-        let mut network = Self { allow: DEFAULT_HOSTS.map(Into::into).into(), ..Self::default() };
-        network.ca_bundle = fs::read_to_string(CA_BUNDLE).ok();
+        let ca_bundle = fs::read_to_string(CA_BUNDLE).ok();
+        let mut network = Self { ca_bundle, ..Self::default() };
         network.detect_apt();
         network.detect_pip();
+        network.allow_url(output_of("npm", &["config", "get", "registry"]).trim());
         network
     }
 
@@ -65,17 +60,7 @@ impl Network {
             "apt-get",
             &["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
         );
-        for uri in lines.lines().map(|line| line.trim_end_matches('/')) {
-            self.allow_url(uri);
-            let archive = match uri.rsplit('/').next() {
-                Some("debian") => "http://deb.debian.org/debian",
-                Some("debian-security") => "http://deb.debian.org/debian-security",
-                _ => continue,
-            };
-            if uri.starts_with("http://") && uri != archive {
-                self.rewrite.insert(archive.into(), uri.into());
-            }
-        }
+        lines.lines().for_each(|uri| self.allow_url(uri));
     }
 
     fn detect_pip(&mut self) {
@@ -91,6 +76,10 @@ impl Network {
             };
             self.env.insert(variable.into(), value.into());
             value.split_whitespace().for_each(|url| self.allow_url(url));
+        }
+        if !self.env.contains_key("PIP_INDEX_URL") {
+            let defaults = output_of("python3", &["-c", PIP_DEFAULTS]);
+            defaults.split_whitespace().for_each(|url| self.allow_url(url));
         }
     }
 
@@ -175,10 +164,10 @@ mod tests {
 
     #[test]
     fn only_listed_names_and_ports_are_reached() {
-        let network = network(&["pypi.org", "*.example.org", "mirror:8080"]);
-        assert!(network.allows("pypi.org", 443) && network.allows("PyPI.org.", 80));
-        assert!(!network.allows("pypi.org", 22));
-        assert!(!network.allows("notpypi.org", 443) && !network.allows("pypi.org.evil", 443));
+        let network = network(&["index.test", "*.example.org", "mirror:8080"]);
+        assert!(network.allows("index.test", 443) && network.allows("Index.Test.", 80));
+        assert!(!network.allows("index.test", 22));
+        assert!(!network.allows("notindex.test", 443) && !network.allows("index.test.evil", 443));
         assert!(network.allows("a.b.example.org", 443) && !network.allows("example.org", 443));
         assert!(!network.allows("badexample.org", 443));
         assert!(network.allows("mirror", 8080) && !network.allows("mirror", 80));

@@ -56,7 +56,8 @@ fn add(context: &Context, item: &Item, tar: &mut Builder<&mut dyn Write>) -> io:
     }
 }
 
-fn header(kind: EntryType, mode: u32, length: u64) -> Header {
+/// The head of an entry that belongs to root and is as old as all others.
+pub(crate) fn header(kind: EntryType, mode: u32, length: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);

@@ -8,13 +8,14 @@
 use super::{Base, BaseError, Layer, Store, failed, normalize};
 use crate::image::ImageConfig;
 use crate::plan::hex;
+use crate::tarball::header;
 use rotifer_build_worker::protocol::Compression;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use tar::{Archive, Builder, EntryType, Header};
+use tar::{Archive, Builder, EntryType};
 use tempfile::TempDir;
 
 /// Fetches packages with the machine's own apt configuration.
@@ -67,8 +68,6 @@ const UNUSED: &[&str] = &[
 const CERTIFICATES: &str = "usr/share/ca-certificates/";
 /// Directories that became links into `/usr`.
 const MERGED: [&str; 3] = ["bin", "sbin", "lib"];
-/// The layer's only time: equal packages make an equal layer.
-const TIME_S: u64 = 1_700_000_000;
 const FILES: &[(&str, &str)] = &[
     ("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n"),
     (
@@ -76,17 +75,14 @@ const FILES: &[(&str, &str)] = &[
         "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\n",
     ),
     (
-        "etc/apt/sources.list",
-        "deb http://deb.debian.org/debian bookworm main\n\
-         deb http://deb.debian.org/debian bookworm-updates main\n\
-         deb http://deb.debian.org/debian-security bookworm-security main\n",
-    ),
-    (
         "etc/apt/apt.conf.d/docker-like",
         "APT::Install-Recommends \"false\";\nAPT::Sandbox::User \"root\";\n",
     ),
     ("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n"),
 ];
+/// Where the packages are put, and beside them where this machine gets such packages.
+const ARCHIVES: &str = "archives";
+const SOURCES: &str = "sources.list";
 const LINKS: &[(&str, &str)] = &[("usr/bin/awk", "mawk"), ("etc/mtab", "/proc/mounts")];
 
 /// Makes the image, with more packages if they are wanted.
@@ -105,6 +101,9 @@ pub fn make(store: &Store, name: &str, more: &[String]) -> Result<Base, BaseErro
         layer.package(deb, &mut status)?;
     }
     layer.finish(&status)?;
+    let sources = directory.path().join(ARCHIVES).join(SOURCES);
+    let bytes = fs::read(&sources).map_err(failed("read", &sources))?;
+    layer.file("etc/apt/sources.list", 0o644, &bytes)?;
     let file = layer.end()?;
     drop(file);
     let mut content = File::open(&path).map_err(failed("open", &path))?;
@@ -122,7 +121,7 @@ pub fn make(store: &Store, name: &str, more: &[String]) -> Result<Base, BaseErro
 
 /// Downloads the packages and all that they need; their files in the order of their names.
 fn fetch(directory: &Path, more: &[String]) -> Result<Vec<PathBuf>, BaseError> {
-    let (script, to) = (directory.join("debs"), directory.join("archives"));
+    let (script, to) = (directory.join("debs"), directory.join(ARCHIVES));
     fs::write(&script, DEBS).map_err(failed("write", &script))?;
     let mut command = Command::new("sh");
     command.arg(&script).args(["--archives", "arm64"]).arg(&to).args(PACKAGES).args(more);
@@ -312,17 +311,6 @@ impl<W: Write> Writer<W> {
         let mut header = header(EntryType::Symlink, 0o777, 0);
         self.tar.append_link(&mut header, name, target).map_err(failed("add", Path::new(name)))
     }
-}
-
-fn header(kind: EntryType, mode: u32, length: u64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(TIME_S);
-    header.set_size(length);
-    header
 }
 
 /// A package's paragraph of dpkg's status. Its settings files are left out, since their digests are not
