@@ -4,14 +4,12 @@
 
 mod world;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rotifer_control::http::Call;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
-use world::{Vm, World, within};
+use world::{Vm, World, python, sees, within};
 
 const ROLE: &str = "arn:aws:iam::000000000000:role/Run";
 
@@ -94,22 +92,13 @@ async fn used(world: &World, session: &str, microvm: &str) {
     let own: Value = serde_json::from_slice(&own).unwrap();
     let text = |name: &str| own[name].as_str().unwrap();
     let own = format!("{} {}", text("access_key_id"), text("secret_access_key"));
-    let python = std::env::var_os("ROTIFER_PYTHON");
-    let python = python.expect("ROTIFER_PYTHON is set by ./x test, which installs the clients");
-    let mut command = Command::new(Path::new(&python).join("bin/python"));
+    let mut command = python("session.py");
     command
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/session.py"))
         .args([&own, session, "Run", microvm])
         .env("AWS_ENDPOINT_URL", format!("https://127.0.0.1:{}", world.port))
         .env("AWS_CA_BUNDLE", world.ca())
         .env("AWS_DEFAULT_REGION", "us-east-1")
         .env("HOME", world.directory.path())
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .kill_on_drop(true);
-    let output = within(command.output()).await.unwrap();
-    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{shown}{error}");
-    assert_eq!(shown.matches("ok ").count(), 4, "{shown}");
+        .env("AWS_EC2_METADATA_DISABLED", "true");
+    sees(&mut command, 4).await;
 }

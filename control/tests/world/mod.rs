@@ -7,7 +7,7 @@
 pub mod app;
 pub mod client;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
@@ -26,6 +26,7 @@ use rotifer_control::worker::{Connecting, Worker};
 use rotifer_control::{serve, tls};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
+use tokio::process::Command;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
@@ -35,6 +36,26 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 /// Waits for what must come.
 pub async fn within<T>(event: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, event).await.expect("it comes in time")
+}
+
+/// A script of `tests/python`, with the clients that `./x test` installs.
+pub fn python(script: &str) -> Command {
+    let environment = std::env::var_os("ROTIFER_PYTHON");
+    let environment =
+        environment.expect("ROTIFER_PYTHON is set by ./x test, which installs the clients");
+    let mut command = Command::new(Path::new(&environment).join("bin/python"));
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
+    command.arg(scripts.join(script)).env("PYTHONDONTWRITEBYTECODE", "1").kill_on_drop(true);
+    command
+}
+
+/// Runs a script that says `ok` for each of so many things that it has seen.
+pub async fn sees(command: &mut Command, count: usize) {
+    let output = within(command.output()).await.unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{shown}{error}");
+    assert_eq!(shown.matches("ok ").count(), count, "{shown}");
 }
 
 /// A daemon, its fleet, and the time.
