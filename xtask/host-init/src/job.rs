@@ -75,6 +75,7 @@ pub struct Running {
     inbox: Arc<Inbox>,
     group: Group,
     pid: Pid,
+    exited: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -90,9 +91,9 @@ impl Running {
         let exited = pidfd_open(pid, PidfdFlags::empty())?;
         let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let inbox = Arc::new(Inbox { messages: Mutex::default(), wake });
-        let theirs = Arc::clone(&inbox);
-        let thread = thread::spawn(move || pump(child, exited, streams, &theirs, &port, session));
-        Ok(Self { inbox, group, pid, thread: Some(thread) })
+        let (theirs, ended) = (Arc::clone(&inbox), exited.try_clone()?);
+        let thread = thread::spawn(move || pump(child, ended, streams, &theirs, &port, session));
+        Ok(Self { inbox, group, pid, exited, thread: Some(thread) })
     }
 
     /// Passes a message of the client on to the command.
@@ -111,12 +112,18 @@ impl Running {
             }
         }
     }
+
+    /// Whether the command has ended, of which its thread may still be telling the client.
+    fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.exited, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&now)), Ok(1))
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        if !ended {
+        if !self.has_ended() {
             let _it_may_have_ended = kill_process_group(self.pid, Signal::TERM);
             self.group.wait_until_empty();
             self.group.kill();
