@@ -120,9 +120,7 @@ impl Machine {
         let (watched, id, reports) = (Arc::clone(&vmm), id.to_owned(), reports.clone());
         let watcher = inner.runtime.spawn(async move {
             watched.process().ended().await;
-            let reason = Some(crate::report(&MachineError::Gone));
-            let _nobody_listens =
-                reports.send(Report::Microvm { id, event: Event::Exited, reason });
+            let _nobody_listens = reports.send(gone(&id));
         });
         Self { vmm, watcher, follower }
     }
@@ -189,9 +187,7 @@ impl Inner {
             if snapshot.exists() {
                 return Ok(());
             }
-            let (id, reason) = (id.to_owned(), Some(crate::report(&MachineError::Gone)));
-            let _nobody_listens =
-                reports.send(Report::Microvm { id, event: Event::Exited, reason });
+            let _nobody_listens = reports.send(gone(id));
             return Err(MachineError::Gone);
         };
         let vmm = Arc::clone(&running.vmm);
@@ -320,9 +316,7 @@ impl Inner {
         let id = &microvm.id;
         match (microvm.phase, found) {
             (Phase::Running, None) => {
-                let reason = Some(crate::report(&MachineError::Gone));
-                let gone = Report::Microvm { id: id.clone(), event: Event::Exited, reason };
-                let _nobody_listens = reports.send(gone);
+                let _nobody_listens = reports.send(gone(id));
             }
             // Nothing of it can have run since its snapshot.
             (Phase::Suspended, Some(process)) => process.kill(),
@@ -358,6 +352,12 @@ impl Inner {
             Err(error) => tracing::warn!("the packs of {directory:?} are not pruned: {error}"),
         }
     }
+}
+
+/// What the fleet hears of a microVM whose process has ended by itself.
+fn gone(id: &str) -> Report {
+    let reason = Some(crate::report(&MachineError::Gone));
+    Report::Microvm { id: id.to_owned(), event: Event::Exited, reason }
 }
 
 /// What the host provides to a clone: the version's disk and packs, and its own sockets and overlay.

@@ -227,11 +227,7 @@ async fn sizes(place: &Place<'_>) -> Result<SnapshotBuild, PrepareError> {
     let inspection: Value = serde_json::from_slice(&output.stdout)
         .map_err(|error| failed("understand the snapshot's description")(error.into()))?;
     let images = inspection["images"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let is_memory = |image: &&Value| {
-        image["kind"]
-            .as_str()
-            .is_some_and(|kind| ["memory", "ram"].contains(&kind.to_lowercase().as_str()))
-    };
+    let is_memory = |image: &&Value| image["kind"] == "memory";
     let bytes = |image: &Value| image["page_count"].as_u64().unwrap_or_default() * PAGE_BYTES;
     let root =
         std::fs::metadata(place.directory.join(ROOT)).map_err(failed("look at the root disk"))?;

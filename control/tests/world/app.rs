@@ -77,7 +77,11 @@ impl App {
                 stream(receiver)
             }
             "/socket" => socket(request),
-            _ => full("hello".into()),
+            _ => {
+                // curl takes an answer that comes before it has sent its body for an error.
+                let _sent = request.into_body().collect().await;
+                full("hello".into())
+            }
         })
     }
 }
