@@ -19,6 +19,7 @@ mod follow;
 mod hooks;
 mod lines;
 mod machines;
+mod networks;
 mod pager;
 mod prepare;
 mod process;
@@ -32,21 +33,23 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use self::build::{Failure, Root, RootDisks, Wish};
 pub use self::disks::disks;
 pub use self::lines::LogBook;
-use self::machines::Slot;
+use self::machines::{MachineError, Slot};
+use self::networks::{NetworkError, Networks};
 use self::pager::Pager;
 use self::vmm::SOCKET_BYTES_MAX;
 use crate::fleet::microvm::Event;
+use crate::fleet::names::Names;
 use crate::fleet::records::{Microvm, Version, VersionId};
-use crate::fleet::{Action, Report};
+use crate::fleet::{Action, Change, Report};
 use crate::lambda::records;
 use crate::settings::HostSettings;
 use crate::store::{Store, StoreError};
-use crate::worker::{Connecting, Worker};
+use crate::worker::{Connecting, Guest, Worker};
 
 /// Builds that go on at the same time; others wait.
 const BUILDS_MAX: usize = 2;
@@ -69,8 +72,10 @@ pub struct Parts {
     pub disks: Box<dyn RootDisks>,
     /// Variables of every app: the image's own names come from here.
     pub region: String,
-    /// `arn:aws:lambda:us-east-1:000000000000:microvm-image:`
-    pub image_prefix: String,
+    /// What ARNs mean.
+    pub names: Names,
+    /// Who answers guests that ask for their credentials.
+    pub guests: mpsc::Sender<Guest>,
 }
 
 /// The microVMs of this host.
@@ -79,6 +84,7 @@ pub struct Host(Arc<Inner>);
 struct Inner {
     parts: Parts,
     pager: Pager,
+    networks: Option<Arc<Networks>>,
     slots: Mutex<HashMap<String, Arc<Slot>>>,
     builds: Semaphore,
     runtime: Handle,
@@ -97,6 +103,11 @@ pub enum HostError {
         SOCKET_BYTES_MAX - ID_BYTES - "/microvms//v".len()
     )]
     TooLong { path: PathBuf },
+    #[error(
+        "this host cannot have the networks that the settings' host.networks ask for: `rotifer-network doctor` \
+         says more; without that member microVMs run, and reach nothing"
+    )]
+    Networks { source: NetworkError },
     #[error("the settings of image builds cannot be used")]
     Builds { source: rotifer_build::settings::SettingsError },
     #[error(transparent)]
@@ -120,10 +131,21 @@ impl Host {
             let made = std::fs::create_dir_all(&path);
             made.map_err(|source| HostError::File { attempt: "create", path, source })?;
         }
+        let networks = parts.settings.networks.as_ref().map(|settings| {
+            let (names, store) = (parts.names.clone(), Arc::clone(&parts.store));
+            Networks::open(settings, names, store, parts.guests.clone()).map(Arc::new)
+        });
+        let networks = networks.transpose().map_err(|source| HostError::Networks { source })?;
+        if networks.is_none() {
+            tracing::warn!(
+                "the settings have no host.networks: microVMs have no network interface"
+            );
+        }
         let pager = Pager::new(&parts.settings.vmm, &parts.directory);
         Ok(Self(Arc::new(Inner {
             parts,
             pager,
+            networks,
             slots: Mutex::default(),
             builds: Semaphore::new(BUILDS_MAX),
             runtime: Handle::current(),
@@ -184,13 +206,37 @@ impl Inner {
             Action::Suspend(id) => self.suspend(id, reports).await.map_err(told),
             Action::Resume(id) => self.resume(id, reports).await.map_err(told),
             Action::Terminate(id) => self.terminate(id).await.map_err(told),
-            Action::Connect(_) => Err("Network connectors are not supported on this host.".into()),
+            Action::Connect(id) => self.connect(id),
             Action::Disconnect(_) => Ok(()),
         };
         if let Err(reason) = &result {
             tracing::warn!("{action:?} failed: {reason}");
         }
         ended(action, result)
+    }
+
+    /// Has the microVMs of a connector follow it.
+    fn connect(&self, id: &str) -> Result<(), String> {
+        let Some(networks) = &self.networks else {
+            return Err(
+                "MicroVMs of this host have no networks: its settings have no host.networks."
+                    .into(),
+            );
+        };
+        let connect = || -> Result<(), MachineError> {
+            let arn = self.parts.names.connector(id);
+            let mut followers = Vec::new();
+            for change in records::all(&self.parts.store)? {
+                if let Change::PutMicrovm(microvm) = change
+                    && microvm.phase.is_alive()
+                    && microvm.egress.contains(&arn)
+                {
+                    followers.push((microvm.id, microvm.egress));
+                }
+            }
+            Ok(networks.connect(id, &followers)?)
+        };
+        connect().map_err(told)
     }
 
     fn directory_of(&self, id: &str) -> PathBuf {
@@ -224,7 +270,7 @@ impl Inner {
     }
 }
 
-fn told(error: machines::MachineError) -> String {
+fn told(error: MachineError) -> String {
     crate::report(&error)
 }
 
@@ -246,7 +292,10 @@ fn ended(action: Action, result: Result<(), String>) -> Report {
         Action::Resume(id) => microvm(id, Event::Resumed, Event::ResumeFailed),
         // What could not be removed is removed at the next start; it is ended in any case.
         Action::Terminate(id) => Report::Microvm { id, event: Event::Terminated, reason: None },
-        Action::Connect(id) => Report::NotConnected { id, reason },
+        Action::Connect(id) => match result {
+            Ok(()) => Report::Connected { id },
+            Err(reason) => Report::NotConnected { id, reason },
+        },
         Action::Disconnect(id) => Report::Disconnected { id },
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use crate::cli::Options;
@@ -27,11 +27,14 @@ use crate::settings::{Settings, SettingsError};
 use crate::state::{Directory, StateError};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsError};
-use crate::worker::{self, Worker};
+use crate::worker::{self, Guest, Worker};
 
 /// What is logged unless RUST_LOG says otherwise. s3s calls every refusal of a client an error; what is
 /// ours to know of we log ourselves.
 const LOGGED: &str = "info,s3s=off";
+
+/// Guests' connections that wait to be taken up.
+const GUESTS_QUEUED_MAX: usize = 64;
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +84,14 @@ pub fn run(options: &Options) -> Result<(), Error> {
 pub fn front(
     directory: &Directory,
     settings: &Arc<Settings>,
-    worker: impl FnOnce(&Arc<Store>, &Arc<Logs>) -> Result<Arc<dyn Worker>, Error>,
+    worker: impl FnOnce(&Arc<Store>, &Arc<Logs>, mpsc::Sender<Guest>) -> Result<Arc<dyn Worker>, Error>,
     clock: Clock,
 ) -> Result<Front, Error> {
     let (credentials, seal) = (directory.credentials()?, directory.seal()?);
     let store = Arc::new(Store::open(&directory.file("rotifer.db"))?);
     let logs = Arc::new(Logs::new(Arc::clone(&store), Arc::clone(settings))?);
-    let worker = worker(&store, &logs)?;
+    let (guests, mut of_guests) = mpsc::channel(GUESTS_QUEUED_MAX);
+    let worker = worker(&store, &logs, guests)?;
     if worker.refusal().is_some() {
         tracing::warn!("the settings have no host: images are not built and microVMs do not run");
     }
@@ -106,8 +110,22 @@ pub fn front(
         clock: clock.clone(),
     })?);
     let endpoints = Endpoints::new(settings, &lambda, &worker, seal.clone());
-    let metadata =
-        Metadata { seal, clock, lambda: Arc::clone(&lambda), sessions: Arc::clone(&sessions) };
+    let metadata = Arc::new(Metadata {
+        seal,
+        clock,
+        lambda: Arc::clone(&lambda),
+        sessions: Arc::clone(&sessions),
+    });
+    let answerer = Arc::clone(&metadata);
+    tokio::spawn(async move {
+        while let Some(Guest { stream, microvm, place }) = of_guests.recv().await {
+            let serving = Arc::clone(&answerer).serve(stream, microvm);
+            tokio::spawn(async move {
+                serving.await;
+                drop(place);
+            });
+        }
+    });
     let verifier = Verifier::new(credentials).with_sessions(&sessions);
     let services = Services {
         iam: Iam::new(store, Arc::clone(settings))?,
@@ -121,7 +139,7 @@ pub fn front(
         services: Arc::new(services),
         verifier,
         endpoints,
-        metadata: Arc::new(metadata),
+        metadata,
         metrics: Metrics::default(),
         limits: settings.limits.clone(),
         bodies: Semaphore::new(BODIES_MAX),
@@ -133,7 +151,9 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     let _lock = directory.lock()?;
     let credentials = directory.credentials()?;
     let tls = TlsAcceptor::from(tls::server(&directory, &settings)?);
-    let worker = |store: &Arc<Store>, logs: &Arc<Logs>| worker(&directory, store, &settings, logs);
+    let worker = |store: &Arc<Store>, logs: &Arc<Logs>, guests: mpsc::Sender<Guest>| {
+        worker(&directory, store, &settings, logs, guests)
+    };
     let front = Arc::new(front(&directory, &settings, worker, Clock::Host)?);
     // Before the port is known to anybody, so that no signal is missed.
     let failed = |source| Error::Host { attempt: "wait for signals", source };
@@ -168,6 +188,7 @@ fn worker(
     store: &Arc<Store>,
     settings: &Arc<Settings>,
     logs: &Arc<Logs>,
+    guests: mpsc::Sender<Guest>,
 ) -> Result<Arc<dyn Worker>, Error> {
     let Some(host) = &settings.host else { return Ok(Arc::new(worker::Absent)) };
     let parts = host::Parts {
@@ -177,7 +198,8 @@ fn worker(
         logs: LogBook::new(Arc::clone(logs)),
         disks: host::disks(host)?,
         region: settings.region.clone(),
-        image_prefix: Names::new(settings).image(""),
+        names: Names::new(settings),
+        guests,
     };
     Ok(Arc::new(Host::open(parts)?))
 }

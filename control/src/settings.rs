@@ -1,8 +1,11 @@
 //! What an operator can set: one JSON file, every member optional, none ignored.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use rotifer_network::policy::{self, Policy};
 use serde::Deserialize;
 
 /// The settings of a daemon.
@@ -39,7 +42,59 @@ pub struct HostSettings {
     pub initramfs: PathBuf,
     /// The settings of image builds (`docs/image-builds.md`). Without them no images are built.
     pub builds: Option<PathBuf>,
+    /// Networks of microVMs (`docs/networks.md`). Without them no microVM has a network interface.
+    pub networks: Option<NetworkSettings>,
 }
+
+/// How microVMs reach the world.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct NetworkSettings {
+    /// Where networks are written down: one directory, and one daemon, for each host.
+    pub directory: PathBuf,
+    /// Networks that are ready at any time.
+    pub pool: usize,
+    /// Who resolves names; those of `/etc/resolv.conf` if there are none.
+    pub resolvers: Vec<SocketAddr>,
+    /// What the subnets that connectors name let through.
+    pub subnets: BTreeMap<String, Policy>,
+}
+
+impl Default for NetworkSettings {
+    fn default() -> Self {
+        Self {
+            directory: rotifer_network::files::ROOT.into(),
+            pool: 4,
+            resolvers: Vec::new(),
+            subnets: BTreeMap::new(),
+        }
+    }
+}
+
+impl NetworkSettings {
+    fn check(&self) -> Result<(), SettingsError> {
+        let refuse = |value: &str, rule| {
+            Err(SettingsError::Value { name: "host.networks", value: value.to_owned(), rule })
+        };
+        if self.pool > POOL_MAX {
+            return refuse(&self.pool.to_string(), "a pool has at most 256 networks");
+        }
+        for (id, policy) in &self.subnets {
+            let name = id.strip_prefix("subnet-").unwrap_or_default();
+            let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            if name.is_empty() || !name.bytes().all(is_name) {
+                return refuse(id, "a subnet is called subnet-, and then small letters and digits");
+            }
+            policy
+                .check()
+                .map_err(|source| SettingsError::Policy { subnet: id.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// Namespaces take memory of the kernel's.
+const POOL_MAX: usize = 256;
 
 impl HostSettings {
     fn relative_to(&mut self, directory: &Path) {
@@ -185,6 +240,8 @@ pub enum SettingsError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("the settings {path:?} are not understood")]
     Parse { path: PathBuf, source: serde_json::Error },
+    #[error("the policy of {subnet} cannot be used")]
+    Policy { subnet: String, source: policy::Error },
     #[error("the settings' {name} is {value:?}: {rule}")]
     Value { name: &'static str, value: String, rule: &'static str },
 }
@@ -232,6 +289,9 @@ impl Settings {
             return refuse("limits", "0", "a limit of 0 would let nobody in");
         }
         let Limits { handshake_seconds, head_seconds, hold_seconds, .. } = self.limits;
+        if let Some(networks) = self.host.as_ref().and_then(|host| host.networks.as_ref()) {
+            networks.check()?;
+        }
         let is_time = |seconds: &u64| (1..=SECONDS_MAX).contains(seconds);
         if ![handshake_seconds, head_seconds, hold_seconds].iter().all(is_time) {
             return refuse("limits", "its seconds", "a time is from a second to an hour");

@@ -4,10 +4,22 @@ use std::io;
 use std::pin::Pin;
 use std::sync::mpsc::Sender;
 
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fleet::microvm::Event;
 use crate::fleet::{Action, Report};
+
+/// A connection that a guest has made to its metadata service.
+#[derive(Debug)]
+pub struct Guest {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Whose guest it is.
+    pub microvm: String,
+    /// Given back when the connection ends.
+    pub place: OwnedSemaphorePermit,
+}
 
 /// A stream of bytes to the inside of a microVM, once it is there.
 pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send + 'a>>;

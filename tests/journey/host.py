@@ -12,6 +12,10 @@ ARTIFACTS = os.environ["ROTIFER_ARTIFACTS"]
 # The machine may be emulated, and busy with other things.
 DEADLINE_SECONDS = 900
 PORT = 8443
+# This machine, as an emulated host's network has it.
+OUTSIDE = "10.0.2.2"
+# What the journey's connectors can let through.
+SUBNETS = {"subnet-outside": {"allow": [f"{OUTSIDE}/32"]}, "subnet-nothing": {}}
 
 
 class Host:
@@ -46,6 +50,7 @@ class Host:
         }
         settings = {"host": {
             "vmm": "rotifer-vmm", "kernel": "Image", "initramfs": "initramfs.cpio", "builds": "builds.json",
+            "networks": {"directory": f"{d}/networks", "pool": 1, "subnets": SUBNETS},
         }}
         for name, value in [("builds.json", builds), ("settings.json", settings)]:
             self.shell(f"echo {shlex.quote(json.dumps(value))} > {d}/bin/{name}")
@@ -97,6 +102,10 @@ class Host:
         variables["AWS_CA_BUNDLE"] = authority.name
         return variables
 
+    def networks(self):
+        """The networks that belong to somebody."""
+        return self.shell(f"ls {self.directory}/networks/networks").split()
+
     def tail(self):
         """The end of what the daemon logged."""
         with open(self.log.name, encoding="utf-8", errors="replace") as log:
@@ -107,7 +116,9 @@ class Host:
         pids = f"$(cat {self.directory}/daemon.pid) {' '.join(self.vmms())}"
         pager = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q " \
             f"'pager --socke[t] {self.state}/' && kill -9 ${{p#/proc/}}; done"
-        self.shell(f"kill -9 {pids}; {pager}; rm -rf {self.directory}", check=False)
+        # Networks are kept by mounts, and end with them.
+        mounts = f"for m in $(cut -d' ' -f2 /proc/mounts | grep ^{self.directory}/ | sort -r); do umount $m; done"
+        self.shell(f"kill -9 {pids}; {pager}; {mounts}; rm -rf {self.directory}", check=False)
         if self.daemon:
             self.daemon.wait(DEADLINE_SECONDS)
 

@@ -9,6 +9,7 @@ import http.client
 import io
 import os
 import pathlib
+import platform
 import socket
 import ssl
 import time
@@ -19,6 +20,7 @@ import boto3
 import botocore.config
 
 from host import Host, until
+from networks import Networks
 
 HERE = pathlib.Path(__file__).parent
 IMAGE = "arn:aws:lambda:us-east-1:000000000000:microvm-image:mine"
@@ -97,7 +99,7 @@ class Journey:
             microvmIdentifier=vm, expirationInMinutes=60, allowedPorts=[{"port": 9000}])
         return answer["authToken"]["X-aws-proxy-auth"]
 
-    def get(self, vm, **headers):
+    def get(self, vm, path="/", **headers):
         """Asks the app in a microVM through its endpoint, whose name need not be known to this machine."""
         name = self.microvms.get_microvm(microvmIdentifier=vm)["endpoint"]
         daemon = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"])
@@ -105,7 +107,7 @@ class Journey:
         connection = http.client.HTTPSConnection(name, daemon.port, timeout=300, context=trust)
         connection._create_connection = lambda address, *rest: socket.create_connection(
             (daemon.hostname, daemon.port), *rest)
-        connection.request("GET", "/", headers={"X-aws-proxy-port": "9000", **headers})
+        connection.request("GET", path, headers={"X-aws-proxy-port": "9000", **headers})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
 
@@ -114,9 +116,9 @@ class Journey:
         assert status == 200, (status, text)
         return int(text)
 
-    def run(self, payload):
+    def run(self, payload, **more):
         idle = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600, "autoResumeEnabled": True}
-        answer = self.microvms.run_microvm(imageIdentifier=IMAGE, runHookPayload=payload, idlePolicy=idle)
+        answer = self.microvms.run_microvm(imageIdentifier=IMAGE, runHookPayload=payload, idlePolicy=idle, **more)
         assert answer["state"] == "PENDING", answer
         return answer["microvmId"]
 
@@ -144,11 +146,11 @@ class Journey:
             self.state(vm, "RUNNING")
             self.says(vm, "heard=3 hook=run status=200 version=1.0")
             self.says(vm, f'"runHookPayload":"{payload}"')
-        assert len(self.host.vmms()) == 2
+        assert len(self.host.vmms()) == 2 and sorted(self.host.networks()) == sorted([one, two])
         self.note("two microVMs run, and each has heard its own payload")
         self.microvms.suspend_microvm(microvmIdentifier=one)
         self.state(one, "SUSPENDED")
-        assert len(self.host.vmms()) == 1
+        assert len(self.host.vmms()) == 1 and self.host.networks() == [two]
         self.microvms.resume_microvm(microvmIdentifier=one)
         self.state(one, "RUNNING")
         self.says(one, "heard=4 hook=suspend")
@@ -211,7 +213,7 @@ class Journey:
             self.microvms.terminate_microvm(microvmIdentifier=vm)
             assert self.state(vm, "TERMINATED")["stateReason"] == "Success."
         assert self.host.vmms() == []
-        assert self.host.shell(f"ls {self.host.state}/microvms") == ""
+        assert self.host.shell(f"ls {self.host.state}/microvms") == "" and self.host.networks() == []
         for name in ["mine", "bare"]:
             arn = IMAGE.replace("mine", name)
             self.microvms.delete_microvm_image(imageIdentifier=arn)
@@ -232,7 +234,14 @@ def main():
         journey.builds()
         one, two = journey.lives()
         journey.endpoints(one, two)
+        # A machine cannot be the world outside of itself.
+        networks = None if platform.machine() == "aarch64" else Networks(journey)
+        if networks:
+            networks.start()
         journey.crashes(one, two)
+        if networks:
+            networks.after_a_crash()
+            networks.end()
         journey.ends(one, two)
     except BaseException:
         print(host.tail())

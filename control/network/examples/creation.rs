@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     report("from nothing", each(&names, create)?);
     report("change of policy", each(&names, |name| host.set_policy(name, &Policy::none()))?);
     report("removal", each(&names, |name| host.delete(name))?);
-    report("into the pool", each(&names, |_| host.add_to_pool())?);
+    report("into the pool", each(&names, |_| host.add_to_pool(&Policy::internet()))?);
     report("from the pool", each(&names, create)?);
     host.sweep(true)?;
     std::fs::remove_dir_all(&root)?;

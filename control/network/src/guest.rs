@@ -5,6 +5,8 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 /// The tap that the VMM opens (`host_dev_name`).
 pub const TAP: &str = "tap0";
 /// The namespace's end of its way out.
@@ -21,6 +23,12 @@ pub const MAC: [u8; 6] = [0x06, 0x00, 0xac, 0x10, 0x00, 0x02];
 pub const GATEWAY_MAC: [u8; 6] = [0x06, 0x00, 0xac, 0x10, 0x00, 0x01];
 /// Where the metadata service is, if the policy has one.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// What the guest's kernel is told (`ip=`, Linux's `nfsroot.rst`), so that nothing inside has to set it up.
+pub fn boot_argument() -> String {
+    let mask = Ipv4Net::new_assert(ADDRESS, PREFIX).netmask();
+    format!("ip={ADDRESS}::{GATEWAY}:{mask}::eth0:off")
+}
 
 /// As people write it.
 pub fn mac_text(mac: [u8; 6]) -> String {

@@ -138,11 +138,12 @@ impl Host {
         namespace::within(&namespace, || Ok(tap::give(guest::TAP, user)?))
     }
 
-    /// Adds a namespace to the pool, ready for a network from which the internet is reached.
-    pub fn add_to_pool(&self) -> Result<(), Error> {
+    /// Adds a namespace to the pool, ready for a network with this policy.
+    pub fn add_to_pool(&self, policy: &Policy) -> Result<(), Error> {
+        policy.check()?;
         let _no_sweep = self.files.lock(false)?;
         self.prepare_host()?;
-        let prepared = Prepared { policy: Policy::internet(), host: self.own_addresses()? };
+        let prepared = Prepared { policy: policy.clone(), host: self.own_addresses()? };
         let slot = self.make(&self.judge(&prepared.policy, &prepared.host))?;
         Ok(self.files.add_ready(slot, &prepared)?)
     }

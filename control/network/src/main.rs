@@ -192,14 +192,18 @@ fn act(cli: Cli) -> Result<ExitCode> {
         }
         Action::Pool { fill } => {
             while host.pool_size()? < fill.unwrap_or(0) {
-                host.add_to_pool()?;
+                host.add_to_pool(&Policy::internet())?;
             }
             print(&host.pool_size()?.to_string())?;
         }
         Action::Serve { upstream, pool } => {
             log();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let options = serve::Options { upstreams: upstream, pool_size: pool };
+            let options = serve::Options {
+                upstreams: upstream,
+                pool_size: pool,
+                pool_policy: Policy::internet(),
+            };
             runtime.block_on(serve::run(host, options))?;
         }
         Action::Doctor => return doctor(&host),

@@ -33,7 +33,9 @@ use crate::{
     chain,
     files::{self, Name, Owner},
     host::{self, Host},
-    namespace, netlink, resolver,
+    namespace, netlink,
+    policy::Policy,
+    resolver,
 };
 
 /// Answers that are kept for all guests.
@@ -69,6 +71,8 @@ pub struct Options {
     pub upstreams: Vec<SocketAddr>,
     /// How many namespaces are ready at any time.
     pub pool_size: usize,
+    /// What they are ready for.
+    pub pool_policy: Policy,
 }
 
 /// Looks after the networks until it is dropped, or cannot go on.
@@ -96,7 +100,10 @@ pub async fn run(host: Host, options: Options) -> Result<(), Error> {
         server.attend_to_owners()?;
         if server.host.pool_size()? < options.pool_size {
             // Filling it wakes us again, for the next.
-            let filled = blocking(&server.host, |host| host.add_to_pool()).await;
+            let filled = {
+                let policy = options.pool_policy.clone();
+                blocking(&server.host, move |host| host.add_to_pool(&policy)).await
+            };
             if let Err(error) = filled {
                 tracing::error!(error = %chain(&error), "the pool cannot be filled");
                 tokio::time::sleep(RETRY_AFTER).await;

@@ -9,7 +9,9 @@ pub const MANAGED_IMAGE: &str = "al2023-1";
 pub const MANAGED_VERSIONS: [&str; 2] = ["1", "0"];
 /// Connectors that are always there.
 const MANAGED_INGRESS: [&str; 4] = ["ALL_INGRESS", "HTTP_INGRESS", "SHELL_INGRESS", "NO_INGRESS"];
-const MANAGED_EGRESS: [&str; 1] = ["INTERNET_EGRESS"];
+const MANAGED_EGRESS: [&str; 2] = [INTERNET_EGRESS, "NO_EGRESS"];
+/// Every public address. `NO_EGRESS` is an addition of ours.
+pub const INTERNET_EGRESS: &str = "INTERNET_EGRESS";
 
 /// Makes and reads ARNs of one account in one region.
 #[derive(Clone, Debug)]

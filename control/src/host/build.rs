@@ -141,6 +141,7 @@ impl Inner {
         let place = prepare::Place {
             settings: &self.parts.settings,
             directory: &new,
+            networks: self.networks.as_ref(),
             variables: self.variables(version),
         };
         Ok(prepare::prepare(&place, version, root.app, lines).await?)
@@ -150,7 +151,7 @@ impl Inner {
     fn variables(&self, version: &Version) -> Vec<(&'static str, String)> {
         let name = &version.id.image;
         vec![
-            ("AWS_LAMBDA_MICROVM_IMAGE_ARN", format!("{}{name}", self.parts.image_prefix)),
+            ("AWS_LAMBDA_MICROVM_IMAGE_ARN", self.parts.names.image(name)),
             ("AWS_LAMBDA_MICROVM_IMAGE_NAME", name.clone()),
             ("AWS_LAMBDA_MICROVM_IMAGE_VERSION", version.text()),
             ("AWS_REGION", self.parts.region.clone()),

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::follow::{self, TAKEN};
 use super::hooks::{Hook, HookError, Name};
+use super::networks::{Network, NetworkError};
 use super::process::{self, Process};
 use super::vmm::{Vmm, VmmError, vsock};
 use super::{Inner, files};
@@ -50,6 +51,8 @@ pub enum MachineError {
     Gone,
     #[error("cannot look for processes")]
     Processes { source: io::Error },
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -127,7 +130,7 @@ impl Machine {
 
     async fn end(self) {
         self.watcher.abort();
-        self.vmm.process().end().await;
+        self.vmm.end().await;
     }
 }
 
@@ -155,7 +158,8 @@ impl Inner {
             files::write(&host, &content.to_string())?;
             files::copy(&origin.join(TAKEN), &directory.join(TAKEN))?;
             let pager = self.pager.socket().await?;
-            let mut vmm = Vmm::start(self.vmm_program(), &directory).await?;
+            let network = self.network_of(&record)?;
+            let mut vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
             let backend = json!({ "backend_type": "Uffd", "backend_path": pager });
             let more = json!({ "host_file_path": host, "mem_backend": backend });
             vmm.load(&origin.join(SNAPSHOT), more).await?;
@@ -236,7 +240,8 @@ impl Inner {
             }
             let record = self.microvm(id)?;
             let version = self.version(&record.version)?;
-            let vmm = Vmm::start(self.vmm_program(), &directory).await?;
+            let network = self.network_of(&record)?;
+            let vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
             vmm.load(&snapshot, Value::Null).await?;
             if let Some(hook) = Hook::of(version.spec.hooks.as_ref(), Name::Resume) {
                 hook.call(&vmm.vsock(), None).await?;
@@ -274,10 +279,14 @@ impl Inner {
     /// Takes up what an earlier daemon left: what runs goes on, and what belongs to nobody is removed.
     pub(super) fn adopt(self: &Arc<Self>, reports: &Sender<Report>) -> Result<(), MachineError> {
         let (mut microvms, mut versions) = (Vec::new(), BTreeSet::new());
+        let mut ended = BTreeSet::new();
         for change in records::all(&self.parts.store)? {
             match change {
-                Change::PutMicrovm(microvm) if microvm.phase != Phase::Terminated => {
-                    microvms.push(*microvm);
+                Change::PutMicrovm(microvm) => {
+                    ended.insert(microvm.id.clone());
+                    if microvm.phase != Phase::Terminated {
+                        microvms.push(*microvm);
+                    }
                 }
                 Change::PutVersion(version) => {
                     versions.insert(self.version_directory(&version.id));
@@ -291,11 +300,17 @@ impl Inner {
             let directory = self.directory_of(&microvm.id);
             let place = found.iter().position(|(home, _)| *home == directory);
             let process = place.map(|place| found.swap_remove(place).1);
+            if process.is_some() && microvm.phase != Phase::Suspended {
+                ended.remove(&microvm.id);
+            }
             self.take_up(microvm, process, reports)?;
         }
         for (home, process) in found {
             tracing::info!("the VMM of {home:?} belongs to nobody, and is ended");
             process.kill();
+        }
+        if let Some(networks) = &self.networks {
+            networks.clean(&ended)?;
         }
         let known = microvms.iter().map(|it| self.directory_of(&it.id)).collect();
         remove_others(&self.parts.directory.join("microvms"), &known)?;
@@ -322,7 +337,8 @@ impl Inner {
             (Phase::Suspended, Some(process)) => process.kill(),
             (_, Some(process)) => {
                 tracing::info!("the microVM {id} goes on");
-                let vmm = Vmm::adopted(process, self.directory_of(id));
+                let network = self.networks.as_ref().and_then(|networks| networks.adopted(id));
+                let vmm = Vmm::adopted(process, self.directory_of(id), network);
                 let version = self.version(&microvm.version)?;
                 let machine = Machine::watched(self, vmm, (microvm, &version), reports);
                 let slot = self.slot(id);
@@ -333,6 +349,11 @@ impl Inner {
             (_, None) => {}
         }
         Ok(())
+    }
+
+    fn network_of(&self, microvm: &Microvm) -> Result<Option<Network>, NetworkError> {
+        let networks = self.networks.as_ref();
+        networks.map(|it| it.of_microvm(&microvm.id, &microvm.egress)).transpose()
     }
 
     fn hooks_of(&self, id: &str) -> Result<Option<Hooks>, StoreError> {

@@ -42,7 +42,8 @@ impl Pager {
         let mut command = Command::new(&self.program);
         command.args(["pager", "--socket"]).arg(&socket);
         let failed = |source| MachineError::Pager { source };
-        let process = Process::start(command, &self.directory.join("pager.log")).map_err(failed)?;
+        let log = self.directory.join("pager.log");
+        let process = Process::start(command, &log, None).map_err(failed)?;
         let started = async {
             tokio::select! {
                 listens = listens(|| reach(&socket)) => listens,

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
@@ -17,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::hooks::{Hook, HookError, Name};
 use super::lines::Lines;
 use super::machines::{MachineError, OVERLAY, ROOT, SNAPSHOT, SNAPSHOT_HOST};
+use super::networks::{self, Network, NetworkError, Networks};
 use super::vmm::{Vmm, VmmError, vsock};
 use super::wire;
 use super::{files, follow};
@@ -30,6 +32,8 @@ const APP_TIMEOUT: Duration = Duration::from_secs(120);
 const APP_RETRY_PERIOD: Duration = Duration::from_millis(200);
 /// How long the agent may take to answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where guests look names up.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Memory for each of a machine's processors.
 const MIB_PER_VCPU: u64 = 2048;
 /// The unit of a snapshot's counts.
@@ -41,8 +45,17 @@ pub struct Place<'a> {
     pub settings: &'a HostSettings,
     /// The version's directory, with the root disk in it.
     pub directory: &'a Path,
+    /// Where its machines are, if they have networks.
+    pub networks: Option<&'a Arc<Networks>>,
     /// What the app finds in its environment.
     pub variables: Vec<(&'static str, String)>,
+}
+
+impl Place<'_> {
+    fn network(&self, version: &Version) -> Result<Option<Network>, NetworkError> {
+        let egress = &version.spec.egress_network_connectors;
+        self.networks.map(|networks| networks.of_build(egress)).transpose()
+    }
 }
 
 /// Why a version cannot be prepared. The texts are for users.
@@ -58,6 +71,8 @@ pub enum PrepareError {
     Vmm(#[from] VmmError),
     #[error("INTERNAL_PLATFORM_ERROR: {}", crate::report(.0))]
     Host(#[from] MachineError),
+    #[error("INTERNAL_PLATFORM_ERROR: {}", crate::report(.0))]
+    Network(#[from] NetworkError),
     #[error("INTERNAL_PLATFORM_ERROR: cannot {attempt}: {source}")]
     Attempt { attempt: &'static str, source: io::Error },
 }
@@ -92,7 +107,12 @@ async fn boot_and_save(
     let directory = place.directory;
     let config = configuration(place, version);
     lines.say("Starting the app in a MicroVM.");
-    let vmm = Vmm::boot(&place.settings.vmm, directory, &config).await?;
+    let network = place.network(version)?;
+    let vmm = Vmm::boot(&place.settings.vmm, directory, network, &config).await?;
+    if place.networks.is_some() {
+        let written = wire::write_file(&vmm.vsock(), RESOLV_CONF, networks::resolv_conf()).await;
+        written.map_err(|source| PrepareError::Attempt { attempt: "set up names", source })?;
+    }
     start(&vmm.vsock(), &described(app, place, version)).await?;
     match Hook::of(version.spec.hooks.as_ref(), Name::Ready) {
         Some(hook) => hook.call(&vmm.vsock(), None).await?,
@@ -107,7 +127,7 @@ async fn boot_and_save(
         "snapshot_path": directory.join(SNAPSHOT), "mem_file_path": directory, "snapshot_type": "Full",
     });
     vmm.put("/snapshot/create", &create).await?;
-    vmm.process().end().await;
+    vmm.end().await;
     Ok(())
 }
 
@@ -119,7 +139,8 @@ async fn restore_and_record(
 ) -> Result<(), PrepareError> {
     let snapshot = place.directory.join(SNAPSHOT);
     lines.say("Restoring the snapshot once.");
-    let vmm = Vmm::start(&place.settings.vmm, place.directory).await?;
+    let network = place.network(version)?;
+    let vmm = Vmm::start(&place.settings.vmm, place.directory, network).await?;
     vmm.load(&snapshot, json!({ "record_working_set": true })).await?;
     match Hook::of(version.spec.hooks.as_ref(), Name::Validate) {
         Some(hook) => hook.call(&vmm.vsock(), None).await?,
@@ -128,7 +149,7 @@ async fn restore_and_record(
     }
     vmm.pause().await?;
     vmm.put("/snapshot/working-set", &json!({ "snapshot_path": snapshot })).await?;
-    vmm.process().end().await;
+    vmm.end().await;
     Ok(())
 }
 
@@ -136,13 +157,20 @@ fn configuration(place: &Place<'_>, version: &Version) -> Value {
     let HostSettings { kernel, initramfs, .. } = place.settings;
     let directory = place.directory;
     let memory_mib = version.memory_mib();
+    // What the disk says of the app lacks the version's own variables.
+    let mut boot_args = String::from(
+        "quiet console=ttyS0 panic=-1 rotifer.root=/dev/vda rotifer.rootfstype=ext4 rw rotifer.app=none",
+    );
+    let mut interfaces = json!([]);
+    if place.networks.is_some() {
+        boot_args = format!("{boot_args} {}", rotifer_network::guest::boot_argument());
+        interfaces = networks::interface();
+    }
     json!({
         "boot-source": {
-            "kernel_image_path": kernel, "initrd_path": initramfs,
-            // What the disk says of the app lacks the version's own variables.
-            "boot_args": "quiet console=ttyS0 panic=-1 rotifer.root=/dev/vda rotifer.rootfstype=ext4 rw \
-                          rotifer.app=none",
+            "kernel_image_path": kernel, "initrd_path": initramfs, "boot_args": boot_args,
         },
+        "network-interfaces": interfaces,
         "drives": [{
             "drive_id": "root", "is_root_device": false, "is_read_only": false, "cache_type": "Writeback",
             "path_on_host": directory.join(ROOT), "overlay_path": directory.join(OVERLAY),

@@ -14,6 +14,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
+use super::networks::Network;
+
 /// The option by which a VMM is found again: it names a socket in the VMM's own directory.
 pub const SOCKET_OPTION: &str = "--api-sock";
 
@@ -25,11 +27,19 @@ pub struct Process {
 
 impl Process {
     /// Starts a program that goes on when the daemon ends, in a process group of its own. What it says
-    /// goes to `messages`; a guest's console goes nowhere, since a guest could fill the disk with it.
-    pub fn start(mut command: Command, messages: &Path) -> io::Result<Self> {
+    /// goes to `messages`; a guest's console goes nowhere, since a guest could fill the disk with it. Its
+    /// network is the host's, unless it has one of its own.
+    pub fn start(
+        mut command: Command,
+        messages: &Path,
+        network: Option<&Network>,
+    ) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(messages)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).process_group(0);
-        let mut child = command.spawn()?;
+        let mut child = match network {
+            Some(network) => network.spawn(&mut command).map_err(io::Error::other)?,
+            None => command.spawn()?,
+        };
         let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let process = Self::of(pid.ok_or(io::ErrorKind::NotFound)?)?;
         // Nobody else takes note of its end while this daemon lives.
@@ -112,7 +122,7 @@ mod tests {
         let fifo = directory.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         command.arg(&fifo).arg(SOCKET_OPTION).arg(&socket);
-        let process = Process::start(command, &directory.path().join("log")).unwrap();
+        let process = Process::start(command, &directory.path().join("log"), None).unwrap();
         // Opened when the shell has opened it: only then the kernel is sure to tell its arguments.
         let _open = File::options().write(true).open(&fifo).unwrap();
         let found = find(directory.path()).unwrap();

@@ -10,6 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
+use super::networks::Network;
 use super::process::{Process, SOCKET_OPTION};
 use super::wire;
 
@@ -49,6 +50,7 @@ pub enum VmmError {
 pub struct Vmm {
     process: Process,
     directory: PathBuf,
+    network: Option<Network>,
     is_kept: bool,
 }
 
@@ -67,8 +69,12 @@ pub fn vsock(directory: &Path) -> PathBuf {
 
 impl Vmm {
     /// Starts one that waits for what to do. It ends when this is dropped, unless it is [kept](Self::keep).
-    pub async fn start(program: &Path, directory: &Path) -> Result<Self, VmmError> {
-        let vmm = Self::spawn(program, directory, &[])?;
+    pub async fn start(
+        program: &Path,
+        directory: &Path,
+        network: Option<Network>,
+    ) -> Result<Self, VmmError> {
+        let vmm = Self::spawn(program, directory, network, &[])?;
         let api = directory.join(API);
         // A local socket answers at once.
         let connect = || std::os::unix::net::UnixStream::connect(&api).map(drop);
@@ -77,7 +83,12 @@ impl Vmm {
     }
 
     /// Starts one that boots a machine, and waits until the guest's agent serves.
-    pub async fn boot(program: &Path, directory: &Path, config: &Value) -> Result<Self, VmmError> {
+    pub async fn boot(
+        program: &Path,
+        directory: &Path,
+        network: Option<Network>,
+        config: &Value,
+    ) -> Result<Self, VmmError> {
         let failed = |attempt, path: &Path| {
             let path = path.to_path_buf();
             move |source| VmmError::Host { attempt, path, source }
@@ -87,32 +98,48 @@ impl Vmm {
         let file = directory.join("vm.json");
         std::fs::write(&file, config.to_string()).map_err(failed("write", &file))?;
         let file = file.to_string_lossy().into_owned();
-        let vmm = Self::spawn(program, directory, &["--config-file", &file])?;
+        let vmm = Self::spawn(program, directory, network, &["--config-file", &file])?;
         vmm.before("its guest's agent served", async { listener.accept().await.map(drop) }).await?;
         Ok(vmm)
     }
 
-    fn spawn(program: &Path, directory: &Path, arguments: &[&str]) -> Result<Self, VmmError> {
+    fn spawn(
+        program: &Path,
+        directory: &Path,
+        network: Option<Network>,
+        arguments: &[&str],
+    ) -> Result<Self, VmmError> {
         let mut command = Command::new(program);
         command.arg(SOCKET_OPTION).arg(directory.join(API)).args(arguments);
-        let process = Process::start(command, &directory.join(MESSAGES))
+        let process = Process::start(command, &directory.join(MESSAGES), network.as_ref())
             .map_err(|source| VmmError::Host { attempt: "run", path: program.into(), source })?;
-        Ok(Self { process, directory: directory.into(), is_kept: false })
+        Ok(Self { process, directory: directory.into(), network, is_kept: false })
     }
 
     /// One that an earlier daemon started.
-    pub fn adopted(process: Process, directory: PathBuf) -> Self {
-        Self { process, directory, is_kept: true }
+    pub fn adopted(process: Process, directory: PathBuf, network: Option<Network>) -> Self {
+        Self { process, directory, network, is_kept: true }
     }
 
     /// From now on it goes on whatever becomes of the daemon.
     pub fn keep(&mut self) {
         self.is_kept = true;
+        if let Some(network) = &mut self.network {
+            network.keep();
+        }
     }
 
     /// Its process.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Ends it, and its network when it is gone.
+    pub async fn end(&self) {
+        self.process.end().await;
+        if let Some(network) = &self.network {
+            network.remove();
+        }
     }
 
     /// The socket of its vsock device.

@@ -39,7 +39,28 @@ pub async fn ask(
         }
         None => Bytes::new(),
     };
-    let request = request.body(Full::new(bytes)).map_err(io::Error::other)?;
+    send(stream, request.body(Full::new(bytes)).map_err(io::Error::other)?).await
+}
+
+/// Writes a file inside of a guest, through its agent.
+pub async fn write_file(socket: &Path, path: &str, text: String) -> io::Result<()> {
+    let request = Request::put(format!("/v1/files?path={path}&mode=644&mkdir=true"))
+        .header("host", "agent")
+        .body(Full::from(text))
+        .map_err(io::Error::other)?;
+    match send(agent(socket).await?, request).await? {
+        (StatusCode::CREATED, _) => Ok(()),
+        (status, answer) => {
+            let reason = String::from_utf8_lossy(&answer);
+            Err(io::Error::other(format!("the agent refuses {path} ({status}): {reason}")))
+        }
+    }
+}
+
+async fn send(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+) -> io::Result<(StatusCode, Bytes)> {
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(io::Error::other)?;
     let answer = async move {

@@ -4,12 +4,17 @@ use rusqlite::{OptionalExtension, params};
 use serde::de::DeserializeOwned;
 
 use crate::fleet::Change;
-use crate::fleet::records::{Microvm, Version, VersionId};
+use crate::fleet::records::{Connector, Microvm, Version, VersionId};
 use crate::store::{Store, StoreError, attempt};
 
 /// A microVM.
 pub fn microvm(store: &Store, id: &str) -> Result<Microvm, StoreError> {
     one(store, "microvm", id)
+}
+
+/// A network connector.
+pub fn connector(store: &Store, id: &str) -> Result<Connector, StoreError> {
+    one(store, "connector", id)
 }
 
 /// A version of an image.

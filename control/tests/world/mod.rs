@@ -107,9 +107,13 @@ impl World {
         let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
         let acceptor = TlsAcceptor::from(tls::server(&state, &settings).unwrap());
         let acting: Arc<dyn Worker> = Arc::clone(&worker) as _;
-        let front =
-            serve::front(&state, &settings, |_, _| Ok(acting), Clock::Manual(Arc::clone(&clock)))
-                .unwrap();
+        let front = serve::front(
+            &state,
+            &settings,
+            |_, _, _| Ok(acting),
+            Clock::Manual(Arc::clone(&clock)),
+        )
+        .unwrap();
         let front = Arc::new(front);
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let port = listener.address.port();
