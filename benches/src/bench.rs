@@ -10,7 +10,7 @@ use crate::cli::Arguments;
 use crate::host::Host;
 use crate::probe::mapping;
 use crate::record::{Recorder, Side};
-use crate::{block, boot, clone, fault, fork, idle, memory, net, resume, suspend, vsock};
+use crate::{block, boot, clone, fault, fork, idle, memory, net, networks, resume, suspend, vsock};
 
 /// A benchmark.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Benchmark {
     pub run: fn(&Setup) -> Result<Recorder>,
 }
 
-const BENCHMARKS: [Benchmark; 11] = [
+const BENCHMARKS: [Benchmark; 12] = [
     Benchmark {
         name: "boot",
         about: "process start to the agent's answer, with what happens in between",
@@ -48,6 +48,11 @@ const BENCHMARKS: [Benchmark; 11] = [
         name: "net",
         about: "TCP in both directions, round trips and connections between guest and host",
         run: net::run,
+    },
+    Benchmark {
+        name: "networks",
+        about: "networks made, taken from the pool, changed and removed",
+        run: networks::run,
     },
     Benchmark {
         name: "resume",

@@ -19,6 +19,7 @@ mod host;
 mod idle;
 mod memory;
 mod net;
+mod networks;
 mod plot;
 mod probe;
 mod process;

@@ -337,10 +337,36 @@ mod tests {
             (r#"{"certificate": {"chain": "a.pem"}}"#, "key"),
         ];
         for (text, name) in cases {
-            let error = read(text).unwrap_err();
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            let all = format!("{error}: {}", source.unwrap_or_default());
-            assert!(all.contains(name), "{text}: {all}");
+            refused(text, name);
+        }
+    }
+
+    fn refused(text: &str, name: &str) {
+        let error = read(text).unwrap_err();
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let all = format!("{error}: {}", source.unwrap_or_default());
+        assert!(all.contains(name), "{text}: {all}");
+    }
+
+    #[test]
+    fn a_subnet_has_a_subnets_name_and_a_policy_that_makes_sense() {
+        let with = |networks: &str| {
+            format!(
+                r#"{{"host": {{"vmm": "a", "kernel": "b", "initramfs": "c", "networks": {networks}}}}}"#
+            )
+        };
+        let settings =
+            read(&with(r#"{"subnets": {"subnet-a1": {"allow": ["internet"]}}}"#)).unwrap();
+        let networks = settings.host.unwrap().networks.unwrap();
+        assert_eq!(networks.subnets["subnet-a1"], Policy::internet());
+        let cases = [
+            (r#"{"subnets": {"vpc-1": {}}}"#, "vpc-1"),
+            (r#"{"subnets": {"subnet-": {}}}"#, "subnet-"),
+            (r#"{"subnets": {"subnet-a": {"allow": ["10.1.0.0/8"]}}}"#, "10.0.0.0/8"),
+            (r#"{"pool": 257}"#, "257"),
+        ];
+        for (networks, name) in cases {
+            refused(&with(networks), name);
         }
     }
 }

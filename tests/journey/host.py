@@ -104,7 +104,7 @@ class Host:
 
     def networks(self):
         """The networks that belong to somebody."""
-        return self.shell(f"ls {self.directory}/networks/networks").split()
+        return self.shell(f"ls {self.directory}/networks/networks").replace(".json", "").split()
 
     def tail(self):
         """The end of what the daemon logged."""
