@@ -16,10 +16,12 @@
 //! actions. The changes are on the disk before anybody is answered and before anything is done.
 
 pub mod answer;
+pub mod bases;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod commands;
+pub mod doctor;
 pub mod endpoint;
 pub mod fleet;
 pub mod form;
