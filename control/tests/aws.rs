@@ -110,6 +110,24 @@ fn a_killed_daemon_loses_nothing_that_it_answered() {
     daemon.stop();
 }
 
+/// Up to the last page of the disk, and then with room again: what is answered holds.
+#[test]
+fn a_full_disk_is_told_in_each_services_words_and_loses_nothing() {
+    let mut daemon = Daemon::start_on_a_disk_of("8m");
+    let run = |daemon: &Daemon, words: &[&str]| {
+        let mut script = daemon.python("full.py");
+        script.arg(daemon.state()).args(words);
+        succeed(script)
+    };
+    run(&daemon, &["sweep"]);
+    // It is killed, and starts again, without any room.
+    let done = run(&daemon, &["fill"]);
+    daemon = daemon.kill_and_start_again();
+    let done: Vec<&str> = done.trim().split(' ').skip(1).collect();
+    run(&daemon, &[&["check"], &done[..]].concat());
+    daemon.stop();
+}
+
 /// Two daemons do not share a directory, and the second says so.
 #[test]
 fn a_second_daemon_on_the_same_directory_is_refused() {
