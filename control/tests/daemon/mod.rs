@@ -147,12 +147,6 @@ impl Daemon {
         Self::start_in(directory, disk)
     }
 
-    /// Another, that knows nothing yet.
-    pub fn restart_empty(self) -> Self {
-        self.stop();
-        Self::start()
-    }
-
     /// Ends it as an operator does, which has to succeed.
     pub fn stop(mut self) {
         let kill = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
