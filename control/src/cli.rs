@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser};
 
 use crate::bases;
-use crate::commands::{Request, What};
+use crate::clock::Timestamp;
+use crate::commands::{Request, What, usage};
 use crate::doctor;
 use crate::state::Directory;
 use completions::Shell;
@@ -209,6 +210,19 @@ impl Given {
                 let of = one(operands, "the name of one image or the id of one microVM")?;
                 What::Logs { of, follow }
             }
+            "usage" => {
+                let needs = || needs("one microVM at most, and a time behind --since, like 24h");
+                let said = self.options.remove("since").map(text).transpose()?;
+                let since =
+                    said.map(|text| usage::since(&text, Timestamp::now()).ok_or_else(needs));
+                let (since, mut operands) = (since.transpose()?, operands.into_iter());
+                let microvm = operands.next();
+                // A timeline has no beginning but the first.
+                if operands.next().is_some() || (microvm.is_some() && since.is_some()) {
+                    return Err(needs());
+                }
+                What::Usage { microvm, since }
+            }
             _ => return Err(Error::Nothing),
         })
     }
@@ -315,6 +329,9 @@ mod tests {
             "completions",
             "completions tcsh",
             "doctor x",
+            "usage x y",
+            "usage --since yesterday",
+            "usage x --since 1h",
         ] {
             assert!(parse_text(text).is_err(), "{text}");
         }

@@ -4,6 +4,7 @@ mod build;
 mod logs;
 mod session;
 mod terminal;
+pub mod usage;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::client::{Ask, Client, ClientError};
+use crate::clock::Timestamp;
 use crate::state::Directory;
 
 const MICROVMS: &str = "/2025-09-09/microvms";
@@ -49,6 +51,7 @@ pub enum What {
     Resume { ids: Vec<String> },
     Remove { ids: Vec<String> },
     Logs { of: String, follow: bool },
+    Usage { microvm: Option<String>, since: Option<Timestamp> },
 }
 
 /// Why a command fails.
@@ -134,6 +137,7 @@ impl Commands {
                 return self.build(directory, name, *memory_mib).await;
             }
             What::Logs { of, follow } => self.logs(of, *follow).await?,
+            What::Usage { microvm, since } => self.usage(microvm.as_deref(), *since).await?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -25,6 +25,7 @@ use crate::model::{Model, ModelError, Parsed};
 use crate::seal::Seal;
 use crate::settings::Settings;
 use crate::store::{Store, StoreError};
+use crate::usage;
 use crate::worker::Worker;
 use rates::Rates;
 
@@ -149,6 +150,10 @@ impl Lambda {
 
     /// Answers a request.
     pub fn answer(&self, call: &Call) -> Result<Answer, ServiceError> {
+        if call.path == usage::PATH && call.method == "GET" {
+            let Parts { store, gates, clock, .. } = &self.driver.parts;
+            return Ok(Answer::json(200, &usage::answer(store, gates, &call.query, clock.now())?));
+        }
         let parse = |model: &'_ Model| -> Option<_> {
             model.parse_request(&call.method, &call.path, &call.query, &call.body).map(|result| {
                 result.map(|Parsed { operation, input }| {
@@ -269,11 +274,17 @@ impl Driver {
                 return Err(ServiceError::new(500, "InternalServerException", text).into());
             };
             let Decision { changes, actions, answer } = decided?;
-            if !changes.is_empty()
-                && let Err(error) = store.write(|transaction| keep(transaction, &changes))
-            {
-                reopen(&fleet);
-                return Err(error.into());
+            if !changes.is_empty() {
+                let moves = usage::Move::among(&changes, &fleet, gates);
+                let kept: Result<(), StoreError> = store.write(|transaction| {
+                    keep(transaction, &changes)?;
+                    usage::keep(transaction, &moves, context.now)
+                });
+                if let Err(error) = kept {
+                    reopen(&fleet);
+                    return Err(error.into());
+                }
+                moves.iter().for_each(|it| it.is_kept(gates));
             }
             for change in changes {
                 show(gates, &change);

@@ -9,6 +9,7 @@
 //!      └─ fleet    what follows from a request or a report, and what is to be done  (decide)
 //!          └─ worker   does it, and reports                                         (act)
 //!              └─ host     the worker of this host: VMMs, their snapshots, their agents
+//!  usage       what microVMs have used: notes of their phases
 //!  store       metadata, in SQLite
 //! ```
 //!
@@ -44,6 +45,7 @@ pub mod state;
 pub mod store;
 pub mod sts;
 pub mod tls;
+pub mod usage;
 pub mod worker;
 
 /// An error and what caused it, in one line.

@@ -134,3 +134,60 @@ fn begin(world: &World, line: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (child, lines)
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_follows_from_the_phases_and_a_timeline_shows_them() {
+    let world = World::new().await;
+    let (_, made, _) = rotifer(&world, "run app").await;
+    let (id, host) = made.trim().split_once("  ").unwrap();
+    let vm = world::Vm { id: id.into(), host: host.into() };
+    world.until_phase(&vm, Phase::Running).await;
+    world.pass(10);
+    // Nobody answers; it was let in all the same.
+    let token = world.token_for_all(&vm);
+    assert_eq!(world.get(&vm, &token, "/").await.status, 502);
+    world.suspend(&vm).await;
+    world.pass(100);
+    rotifer(&world, &format!("resume {id}")).await;
+    world.until_phase(&vm, Phase::Running).await;
+    world.pass(30);
+    let (status, shown, error) = rotifer(&world, "usage --json").await;
+    assert_eq!(status, 0, "{error}");
+    let used: Value = serde_json::from_str(shown.trim()).unwrap();
+    let wanted = json!({
+        "microvmId": id, "imageName": "app", "imageVersion": "1.0", "state": "RUNNING", "memoryMiB": 2048,
+        "runningSeconds": 40.0, "suspendedSeconds": 100.0, "baselineVcpuSeconds": 40.0,
+        "memoryGiBSeconds": 80.0, "requests": 1, "launches": 1, "resumes": 1, "suspends": 1,
+    });
+    assert_eq!(used, wanted);
+    let (_, table, _) = rotifer(&world, "usage").await;
+    let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, [id, "app", "RUNNING", "40.0", "100.0", "40.0", "80.0", "1", "1", "1"]);
+    world.terminate(&vm).await;
+    let (_, timeline, _) = rotifer(&world, &format!("usage {id} --json")).await;
+    let lines: Vec<Value> =
+        timeline.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let phases: Vec<_> = lines.iter().map(|line| line["phase"].as_str().unwrap()).collect();
+    let all = [
+        "Launching",
+        "Running",
+        "Suspending",
+        "Suspended",
+        "Resuming",
+        "Running",
+        "Terminating",
+        "Terminated",
+    ];
+    assert_eq!(phases, all);
+    let after: Vec<_> = lines.iter().map(|line| line["afterMs"].as_i64()).collect();
+    assert_eq!(
+        after,
+        [None, Some(0), Some(10_000), Some(0), Some(100_000), Some(0), Some(30_000), Some(0)]
+    );
+    // What had ended before does not count; nobody else has a timeline.
+    world.pass(1);
+    let (_, shown, _) = rotifer(&world, "usage --since 2100-01-01T00:00:00Z --json").await;
+    assert_eq!(shown, "");
+    let (status, _, error) = rotifer(&world, "usage microvm-x").await;
+    assert!(status == 1 && error.contains("microvm-x"), "{error}");
+}

@@ -135,6 +135,13 @@ pub const COMMANDS: &[CommandRow] = &[
         about: "make an image, or its next version, of a directory with a Dockerfile",
     },
     CommandRow {
+        word: "usage",
+        operands: "[MICROVM]",
+        offers: Offers::Microvms,
+        options: &["since", "json"],
+        about: "what microVMs have used, or when one came to each of its phases",
+    },
+    CommandRow {
         word: "base",
         operands: "add NAME [PATH] | list | rm NAME",
         offers: Offers::Words(&["add", "list", "rm"]),
@@ -189,6 +196,12 @@ pub const OPTIONS: &[OptionRow] = &[
         short: None,
         value: Some("MIB"),
         about: "what each of its microVMs has (2048), at most 8192",
+    },
+    OptionRow {
+        name: "since",
+        short: None,
+        value: Some("TIME"),
+        about: "only what was used since: like 2026-01-31T00:00:00Z, 24h or 7d",
     },
     OptionRow { name: "tty", short: Some('t'), value: None, about: "give the command a terminal" },
     OptionRow { name: "follow", short: Some('f'), value: None, about: "go on as more is said" },
