@@ -70,25 +70,34 @@ impl ServiceError {
         self
     }
 
+    /// The error's class as a protocol's services call it, so that SDKs know it.
+    fn code(&self, protocol: Protocol) -> &'static str {
+        match (protocol, self.code) {
+            (Protocol::Json, INTERNAL) => "ServiceUnavailableException",
+            (Protocol::Query, INTERNAL) => "ServiceFailure",
+            (_, code) => code,
+        }
+    }
+
     /// As a response.
     pub fn answer(&self, protocol: Protocol) -> Answer {
+        let code = self.code(protocol);
         match protocol {
             Protocol::RestJson => {
                 let mut answer = Answer::json(self.status, &self.json());
-                answer.headers.push(("x-amzn-errortype", self.code.into()));
+                answer.headers.push(("x-amzn-errortype", code.into()));
                 answer
             }
             Protocol::Json => {
                 let mut body = self.json();
-                body["__type"] = json!(self.code);
+                body["__type"] = json!(code);
                 Answer { content_type: Some(JSON_1_1), ..Answer::json(self.status, &body) }
             }
             Protocol::Query => {
                 let side = if self.status < 500 { "Sender" } else { "Receiver" };
                 let body = format!(
-                    "<ErrorResponse><Error><Type>{side}</Type><Code>{}</Code><Message>{}</Message>\
+                    "<ErrorResponse><Error><Type>{side}</Type><Code>{code}</Code><Message>{}</Message>\
                      </Error><RequestId>{}</RequestId></ErrorResponse>",
-                    self.code,
                     escape(self.message.as_str()),
                     Uuid::new_v4()
                 );
@@ -119,14 +128,16 @@ impl From<StoreError> for ServiceError {
             tracing::error!("the disk of the control plane's state is full: {error}");
             let text = "The disk that the control plane keeps its state on is full. Nothing was \
                         changed; make room and try again.";
-            return Self::new(500, "InternalServerException", text);
+            return Self::new(500, INTERNAL, text);
         }
         let source = std::error::Error::source(&error).map(ToString::to_string);
         tracing::error!("{error}: {}", source.unwrap_or_default());
-        Self::new(500, "InternalServerException", format!("The control plane failed: {error}."))
+        Self::new(500, INTERNAL, format!("The control plane failed: {error}."))
     }
 }
 
+/// What lambda's services call a failure of ours.
+const INTERNAL: &str = "InternalServerException";
 const JSON_1_1: &str = "application/x-amz-json-1.1";
 
 impl Answer {

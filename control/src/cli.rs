@@ -1,48 +1,25 @@
 //! The command line of `rotifer`.
 
-use std::ffi::OsString;
+pub mod completions;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lexopt::{Arg, Parser};
 
-use crate::commands::{Request, What};
+use crate::bases;
+use crate::clock::Timestamp;
+use crate::commands::{Request, What, usage};
+use crate::doctor;
 use crate::state::Directory;
+use completions::Shell;
+use table::{CommandRow, EVERYWHERE, OptionRow};
 
 /// Where a daemon listens unless it is told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8443";
-
-/// The text of `--help`.
-pub const HELP: &str = "\
-rotifer: microVMs behind the AWS API
-
-Usage: rotifer serve [--listen ADDRESS] [--state DIRECTORY] [--config FILE]
-       rotifer env [--state DIRECTORY]
-       rotifer ps | images [--json]
-       rotifer run IMAGE [--json]
-       rotifer suspend | resume | rm MICROVM...
-       rotifer logs [-f] IMAGE | MICROVM [--json]
-
-`serve` runs the daemon until a signal ends it. It listens on 127.0.0.1:8443 and keeps everything in
-~/.local/state/rotifer, unless told otherwise. Port 0 is any that is free.
-
-  --listen ADDRESS    an address other than loopback needs --listen-anywhere beside it
-  --listen-anywhere   this host's network may reach the daemon; only the access key keeps it out
-  --state DIRECTORY   what the daemon keeps; one daemon at a time
-  --config FILE       settings in JSON: docs/api-compatibility.md has them all
-
-`env` prints what the AWS CLI and the SDKs need, for a shell:  eval \"$(rotifer env)\"
-
-The others ask the daemon that keeps its state in the directory. `run` starts a microVM from an image, by name
-or ARN, and prints its id and its endpoint; `rm` terminates; `logs -f` goes on. They exit with 1 if the
-daemon refuses, with 2 if the command line makes no sense.
-
-  --json              print a JSON document for each line
-  --version           print the version
-  --help              print this
-
-RUST_LOG says what is logged to standard error (info).
-";
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +33,13 @@ pub enum Command {
     },
     /// Ask the daemon.
     Ask(Request),
-    /// Print [`HELP`].
+    /// Say what this host lacks.
+    Doctor(doctor::Wish),
+    /// List or change base images.
+    Base(bases::Wish),
+    /// Print what a shell completes.
+    Completions(Shell),
+    /// Print [`table::help`].
     Help,
     /// Print the version.
     Version,
@@ -89,21 +72,24 @@ pub enum Error {
         "--listen {address} is not loopback: others could reach the daemon; add --listen-anywhere if they shall"
     )]
     Exposed { address: SocketAddr },
+    #[error("{operand:?} is not UTF-8")]
+    Text { operand: OsString },
     #[error("{option}: given twice, or not for this command; see --help")]
     Misplaced { option: String },
+    #[error(
+        "`rotifer base` needs the daemon's settings, which name the builds' store: --config FILE"
+    )]
+    NoConfig,
     #[error("neither XDG_STATE_HOME nor HOME is set: use --state")]
     NoState,
 }
 
+/// What is on a command line.
 #[derive(Default)]
 struct Given {
-    listen: Option<String>,
-    anywhere: bool,
-    state: Option<PathBuf>,
-    config: Option<PathBuf>,
-    json: bool,
-    follow: bool,
-    operands: Vec<String>,
+    /// Options by their long names; a switch has an empty value.
+    options: BTreeMap<&'static str, OsString>,
+    operands: Vec<OsString>,
 }
 
 /// Reads the arguments, the program's name not among them.
@@ -111,57 +97,88 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
     let mut parser = Parser::from_args(arguments);
     let (mut word, mut given) = (None, Given::default());
     while let Some(argument) = parser.next().map_err(Error::Usage)? {
-        match argument {
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
-            Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
-            Arg::Value(value) if word.is_none() => word = value.into_string().ok(),
-            Arg::Value(value) => given.operands.push(value.to_string_lossy().into_owned()),
-            Arg::Long("json") => given.json = true,
-            Arg::Long("follow") | Arg::Short('f') => given.follow = true,
-            Arg::Long("listen") => {
-                let value = parser.value().map_err(Error::Usage)?;
-                once("listen", &mut given.listen, value.to_string_lossy().into_owned())?;
+        let is = |row: &&OptionRow| match argument {
+            Arg::Long(name) => row.name == name,
+            Arg::Short(letter) => row.short == Some(letter),
+            Arg::Value(_) => false,
+        };
+        let Some(row) = table::OPTIONS.iter().find(is) else {
+            match argument {
+                Arg::Value(value) if word.is_none() => word = Some(value),
+                Arg::Value(value) => given.operands.push(value),
+                other => return Err(Error::Usage(other.unexpected())),
             }
-            Arg::Long("listen-anywhere") => given.anywhere = true,
-            Arg::Long("state") => {
-                let value = parser.value().map_err(Error::Usage)?;
-                once("state", &mut given.state, value.into())?;
-            }
-            Arg::Long("config") => {
-                let value = parser.value().map_err(Error::Usage)?;
-                once("config", &mut given.config, value.into())?;
-            }
-            other => return Err(Error::Usage(other.unexpected())),
+            continue;
+        };
+        match row.name {
+            "help" => return Ok(Command::Help),
+            "version" => return Ok(Command::Version),
+            _ => {}
+        }
+        let value = row.value.map(|_| parser.value().map_err(Error::Usage)).transpose()?;
+        let before = given.options.insert(row.name, value.unwrap_or_default());
+        if before.is_some() && row.value.is_some() {
+            return Err(Error::Misplaced { option: format!("--{}", row.name) });
         }
     }
-    let state = given.state.take().or_else(Directory::default_path).ok_or(Error::NoState)?;
-    let word = word.ok_or(Error::Nothing)?;
-    match word.as_str() {
-        "serve" => {
-            given.allows_only(&["listen", "config"])?;
-            let (listen, config) = (given.address()?, given.config);
-            Ok(Command::Serve(Options { listen, state, config }))
-        }
-        "env" => given.allows_only(&[]).map(|()| Command::Env { state }),
-        _ => {
-            let json = given.json;
-            Ok(Command::Ask(Request { state, json, what: given.what(&word)? }))
-        }
-    }
+    let row = word.as_deref().and_then(OsStr::to_str).and_then(table::command);
+    let row = row.ok_or(Error::Nothing)?;
+    given.check(row)?;
+    given.command(row.word)
 }
 
 impl Given {
-    fn what(self, word: &str) -> Result<What, Error> {
-        let allowed: &[&str] = match word {
-            "ps" | "images" => &["json"],
-            "run" => &["json", "operands"],
-            "suspend" | "resume" | "rm" => &["operands"],
-            "logs" => &["json", "follow", "operands"],
-            _ => return Err(Error::Nothing),
-        };
-        self.allows_only(allowed)?;
+    /// Refuses options and operands that mean nothing to a command.
+    fn check(&self, row: &CommandRow) -> Result<(), Error> {
+        let is_known = |name: &&str| row.options.contains(name) || EVERYWHERE.contains(name);
+        if let Some(name) = self.options.keys().find(|name| !is_known(name)) {
+            return Err(Error::Misplaced { option: format!("--{name}") });
+        }
+        match self.operands.first() {
+            Some(operand) if row.operands.is_empty() => {
+                Err(Error::Misplaced { option: operand.to_string_lossy().into_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn command(mut self, word: &'static str) -> Result<Command, Error> {
+        let (config, json) = (self.path("config"), self.has("json"));
+        match word {
+            // They need no daemon's directory.
+            "completions" => {
+                let name = self.texts()?.pop().unwrap_or_default();
+                let needs = || Error::Operand { word: word.into(), what: "bash, zsh or fish" };
+                return Ok(Command::Completions(Shell::named(&name).ok_or_else(needs)?));
+            }
+            "base" => {
+                let config = config.ok_or(Error::NoConfig)?;
+                let what = base(self.texts()?)?;
+                return Ok(Command::Base(bases::Wish { config, json, what }));
+            }
+            _ => {}
+        }
+        let state = self.path("state").or_else(Directory::default_path).ok_or(Error::NoState)?;
+        Ok(match word {
+            "serve" => Command::Serve(Options { listen: self.address()?, state, config }),
+            "env" => Command::Env { state },
+            "doctor" => Command::Doctor(doctor::Wish { state, config, json }),
+            _ => Command::Ask(Request { state, json, what: self.what(word)? }),
+        })
+    }
+
+    /// The operands, each of them text.
+    fn texts(&mut self) -> Result<Vec<String>, Error> {
+        std::mem::take(&mut self.operands).into_iter().map(text).collect()
+    }
+
+    fn what(mut self, word: &str) -> Result<What, Error> {
         let needs = |what| Error::Operand { word: word.into(), what };
-        let follow = self.follow;
+        if word == "build" {
+            return self.build();
+        }
+        let (follow, tty) = (self.has("follow"), self.has("tty"));
+        let operands = self.texts()?;
         let one = |operands: Vec<String>, what| {
             <[String; 1]>::try_from(operands).map(|[operand]| operand).map_err(|_| needs(what))
         };
@@ -175,47 +192,91 @@ impl Given {
         Ok(match word {
             "ps" => What::Ps,
             "images" => What::Images,
-            "run" => What::Run { image: one(self.operands, "the name of one image")? },
-            "suspend" => What::Suspend { ids: ids(self.operands)? },
-            "resume" => What::Resume { ids: ids(self.operands)? },
-            "rm" => What::Remove { ids: ids(self.operands)? },
-            _ => {
-                let of = one(self.operands, "the name of one image or the id of one microVM")?;
+            "run" => What::Run { image: one(operands, "the name of one image")? },
+            "shell" => What::Shell { id: one(operands, "the id of one microVM")? },
+            "exec" => {
+                let mut operands = operands.into_iter();
+                let id = operands.next().ok_or_else(|| needs("the id of a microVM"))?;
+                let command: Vec<String> = operands.collect();
+                if command.is_empty() {
+                    return Err(needs("a command, behind --"));
+                }
+                What::Exec { id, command, tty }
+            }
+            "suspend" => What::Suspend { ids: ids(operands)? },
+            "resume" => What::Resume { ids: ids(operands)? },
+            "rm" => What::Remove { ids: ids(operands)? },
+            "logs" => {
+                let of = one(operands, "the name of one image or the id of one microVM")?;
                 What::Logs { of, follow }
             }
+            "usage" => {
+                let needs = || needs("one microVM at most, and a time behind --since, like 24h");
+                let said = self.options.remove("since").map(text).transpose()?;
+                let since =
+                    said.map(|text| usage::since(&text, Timestamp::now()).ok_or_else(needs));
+                let (since, mut operands) = (since.transpose()?, operands.into_iter());
+                let microvm = operands.next();
+                // A timeline has no beginning but the first.
+                if operands.next().is_some() || (microvm.is_some() && since.is_some()) {
+                    return Err(needs());
+                }
+                What::Usage { microvm, since }
+            }
+            _ => return Err(Error::Nothing),
         })
     }
 
-    /// Refuses options that mean nothing to a command.
-    fn allows_only(&self, allowed: &[&str]) -> Result<(), Error> {
-        let given = [
-            ("listen", self.listen.is_some() || self.anywhere),
-            ("config", self.config.is_some()),
-            ("json", self.json),
-            ("follow", self.follow),
-            ("operands", !self.operands.is_empty()),
-        ];
-        match given.iter().find(|(name, is_given)| *is_given && !allowed.contains(name)) {
-            Some((name, _)) => Err(Error::Misplaced { option: (*name).into() }),
-            None => Ok(()),
+    fn build(mut self) -> Result<What, Error> {
+        let needs = |what| Error::Operand { word: "build".into(), what };
+        let name = self.options.remove("name").ok_or_else(|| needs("--name NAME"))?;
+        let memory = self.options.remove("memory").map(text).transpose()?;
+        let memory_mib = memory.map(|text| text.parse()).transpose();
+        let memory_mib = memory_mib.map_err(|_| needs("a number of MiB behind --memory"))?;
+        let mut operands = std::mem::take(&mut self.operands).into_iter();
+        let directory = operands.next().map_or_else(|| ".".into(), PathBuf::from);
+        match operands.next() {
+            None => Ok(What::Build { directory, name: text(name)?, memory_mib }),
+            Some(_) => Err(needs("one directory")),
         }
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.options.contains_key(name)
+    }
+
+    fn path(&mut self, name: &str) -> Option<PathBuf> {
+        self.options.remove(name).map(PathBuf::from)
+    }
+
     fn address(&self) -> Result<SocketAddr, Error> {
-        let text = self.listen.as_deref().unwrap_or(DEFAULT_LISTEN);
+        let text = self.options.get("listen").map(|text| text.to_string_lossy());
+        let text = text.as_deref().unwrap_or(DEFAULT_LISTEN);
         let address: SocketAddr = text.parse().map_err(|_| Error::Address { text: text.into() })?;
-        if address.ip().is_loopback() || self.anywhere {
+        if address.ip().is_loopback() || self.has("listen-anywhere") {
             return Ok(address);
         }
         Err(Error::Exposed { address })
     }
 }
 
-fn once<T>(option: &str, place: &mut Option<T>, value: T) -> Result<(), Error> {
-    match place.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(Error::Misplaced { option: option.into() }),
-    }
+fn text(value: OsString) -> Result<String, Error> {
+    value.into_string().map_err(|operand| Error::Text { operand })
+}
+
+/// What to do with base images.
+fn base(operands: Vec<String>) -> Result<bases::What, Error> {
+    let what = match &operands.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["add", name] => bases::What::Add { name: (*name).into(), from: None },
+        ["add", name, from] => bases::What::Add { name: (*name).into(), from: Some(from.into()) },
+        ["list"] => bases::What::List,
+        ["rm", name] => bases::What::Remove { name: (*name).into() },
+        _ => {
+            let what = "add NAME, add NAME PATH, list or rm NAME";
+            return Err(Error::Operand { word: "base".into(), what });
+        }
+    };
+    Ok(what)
 }
 
 #[cfg(test)]
@@ -255,6 +316,22 @@ mod tests {
             "serve --bogus",
             "serve --state a --state b",
             "env --listen 127.0.0.1:1",
+            "exec x",
+            "exec x -- ",
+            "exec x ls -l",
+            "shell x y",
+            "build",
+            "build --name x a b",
+            "build --name x --memory much",
+            "base list",
+            "base add --config c",
+            "base rm x y --config c",
+            "completions",
+            "completions tcsh",
+            "doctor x",
+            "usage x y",
+            "usage --since yesterday",
+            "usage x --since 1h",
         ] {
             assert!(parse_text(text).is_err(), "{text}");
         }
@@ -265,6 +342,9 @@ mod tests {
         assert_eq!(what("ps --state /x --json"), (true, What::Ps));
         let ids = vec!["a".to_owned(), "b".into()];
         assert_eq!(what("rm a b --state /x"), (false, What::Remove { ids }));
+        let command = vec!["ls".to_owned(), "-l".into(), "--state".into()];
+        let exec = What::Exec { id: "x".into(), command, tty: true };
+        assert_eq!(what("exec --state /x -t x -- ls -l --state"), (false, exec));
         let follow = What::Logs { of: "mine".into(), follow: true };
         assert_eq!(what("logs -f mine --state /x"), (false, follow));
         assert_eq!(parse_text("env --state /x").unwrap(), Command::Env { state: "/x".into() });

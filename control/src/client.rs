@@ -1,18 +1,23 @@
 //! A client of the daemon, for our own command line: its API as everybody else has it, signed.
 
+mod objects;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials as SigningCredentials;
 use aws_sigv4::http_request::{
-    PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, sign,
+    PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, UriPathNormalizationMode,
+    sign,
 };
 use aws_sigv4::sign::v4;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
+use hyper::body::Body;
 use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::http::response::Parts;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -21,7 +26,9 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
+pub use self::objects::Content;
 use crate::state::{Credentials, Directory, StateError};
 
 /// The longest answer that is taken.
@@ -33,6 +40,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Client {
     address: String,
     region: String,
+    account: String,
     credentials: Credentials,
     tls: TlsConnector,
 }
@@ -54,7 +62,7 @@ pub enum ClientError {
     #[error("cannot make a request: {reason}")]
     Make { reason: String },
     #[error("{message}")]
-    Refused { message: String },
+    Refused { code: String, message: String },
     #[error("the answer is not understood: {reason}")]
     Answer { reason: String },
 }
@@ -83,7 +91,8 @@ impl Client {
             return Err(never());
         }
         let mut lines = place.lines();
-        let (endpoint, region) = (lines.next().unwrap_or_default(), lines.next());
+        let mut next = || lines.next().unwrap_or_default().to_owned();
+        let (endpoint, region, account) = (next(), next(), next());
         let address = endpoint.strip_prefix("https://").ok_or_else(never)?.to_owned();
         let failed = |reason: String| ClientError::Make { reason };
         let mut roots = RootCertStore::empty();
@@ -98,28 +107,52 @@ impl Client {
             .with_no_client_auth();
         Ok(Self {
             address,
-            region: region.unwrap_or_default().to_owned(),
+            region,
+            account,
             credentials: directory.credentials()?,
             tls: TlsConnector::from(Arc::new(config)),
         })
     }
 
+    /// A connection to the daemon.
+    pub async fn connect(&self) -> Result<TlsStream<TcpStream>, ClientError> {
+        let reach = |source| ClientError::Reach { address: self.address.clone(), source };
+        let stream = TcpStream::connect(&self.address).await.map_err(reach)?;
+        // The certificate is for loopback; whoever is asked has the authority's key.
+        let name = ServerName::try_from("localhost")
+            .map_err(|error| ClientError::Make { reason: error.to_string() })?;
+        self.tls.connect(name, stream).await.map_err(reach)
+    }
+
+    /// The region that the daemon is in.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// The account that everything belongs to.
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
     /// Asks and waits for the answer. A refusal is an error, in the service's words.
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Value, ClientError> {
         let slow = |_| ClientError::Slow { address: self.address.clone() };
-        let (status, body) =
+        let (head, body) =
             timeout(TIMEOUT, self.send(self.request(ask)?)).await.map_err(slow)??;
         let answer: Value = match body.as_ref() {
             b"" => Value::Null,
             body => serde_json::from_slice(body)
                 .map_err(|error| ClientError::Answer { reason: error.to_string() })?,
         };
-        if status.is_success() {
+        if head.status.is_success() {
             return Ok(answer);
         }
+        let header = head.headers.get("x-amzn-errortype").and_then(|code| code.to_str().ok());
+        let code = answer["__type"].as_str().or(header).unwrap_or_default().to_owned();
         let message = answer["message"].as_str().or(answer["Message"].as_str());
+        let status = head.status;
         let message = message.map_or_else(|| format!("the daemon answers {status}"), str::to_owned);
-        Err(ClientError::Refused { message })
+        Err(ClientError::Refused { code, message })
     }
 
     fn request(&self, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, ClientError> {
@@ -136,16 +169,34 @@ impl Client {
         }
         let mut request =
             request.body(Full::new(Bytes::from(body.clone()))).map_err(|error| failed(&error))?;
+        self.sign(&mut request, ask.service, SignableBody::Bytes(body.as_bytes()))?;
+        Ok(request)
+    }
+
+    fn sign<B>(
+        &self,
+        request: &mut Request<B>,
+        service: &str,
+        body: SignableBody<'_>,
+    ) -> Result<(), ClientError> {
+        let failed =
+            |error: &dyn std::error::Error| ClientError::Make { reason: error.to_string() };
         let Credentials { access_key_id, secret_access_key } = &self.credentials;
         let identity =
             SigningCredentials::from_keys(access_key_id.as_str(), secret_access_key.as_str(), None)
                 .into();
         let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Double;
+        // A key of S3 is what it is.
+        if service == "s3" {
+            settings.percent_encoding_mode = PercentEncodingMode::Single;
+            settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+        } else {
+            settings.percent_encoding_mode = PercentEncodingMode::Double;
+        }
         let params = v4::SigningParams::builder()
             .identity(&identity)
             .region(&self.region)
-            .name(ask.service)
+            .name(service)
             .time(SystemTime::now())
             .settings(settings)
             .build()
@@ -154,31 +205,23 @@ impl Client {
         let headers = request.headers().iter();
         let headers =
             headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        let signable = SignableRequest::new(
-            ask.method,
-            format!("https://{}{}", self.address, ask.path),
-            headers,
-            SignableBody::Bytes(body.as_bytes()),
-        );
-        let signed = signable.and_then(|signable| sign(signable, &params));
+        let (method, address) = (request.method().as_str(), &self.address);
+        let url = format!("https://{address}{}", request.uri());
+        let signed = SignableRequest::new(method, url, headers, body)
+            .and_then(|signable| sign(signable, &params));
         let (instructions, _) = signed.map_err(|error| failed(&error))?.into_parts();
-        instructions.apply_to_request_http1x(&mut request);
-        Ok(request)
+        instructions.apply_to_request_http1x(request);
+        Ok(())
     }
 
-    async fn send(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
-        let address = || self.address.clone();
-        let reach = |source| ClientError::Reach { address: address(), source };
-        let http = |source| ClientError::Http { address: address(), source };
-        let stream = TcpStream::connect(&self.address).await.map_err(reach)?;
-        // The certificate is for loopback; whoever is asked has the authority's key.
-        let name = ServerName::try_from("localhost")
-            .map_err(|error| ClientError::Make { reason: error.to_string() })?;
-        let stream = self.tls.connect(name, stream).await.map_err(reach)?;
-        let io = TokioIo::new(stream);
+    async fn send<B>(&self, request: Request<B>) -> Result<(Parts, Bytes), ClientError>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + 'static,
+    {
+        let http = |source| ClientError::Http { address: self.address.clone(), source };
+        let io = TokioIo::new(self.connect().await?);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(http)?;
         tokio::spawn(async move {
@@ -186,9 +229,9 @@ impl Client {
             let _broken = connection.await;
         });
         let response = sender.send_request(request).await.map_err(http)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|error| ClientError::Answer { reason: error.to_string() })?;
-        Ok((status, body.to_bytes()))
+        Ok((head, body.to_bytes()))
     }
 }

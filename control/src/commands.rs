@@ -1,8 +1,14 @@
 //! `rotifer ps`, `images`, `run`, `suspend`, `resume`, `rm`, `logs`: thin over the API.
 
-use std::collections::BTreeSet;
+mod build;
+mod logs;
+mod session;
+mod terminal;
+pub mod usage;
+
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,12 +16,15 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::client::{Ask, Client, ClientError};
+use crate::clock::Timestamp;
 use crate::state::Directory;
 
 const MICROVMS: &str = "/2025-09-09/microvms";
 const IMAGES: &str = "/2025-09-09/microvm-images";
-/// How often `logs -f` asks.
+/// How often is asked whether there is more.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
+/// The exit status of `shell` and `exec` when it is not that of what they run.
+const NOT_RUN: u8 = 255;
 
 /// A command for the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +44,14 @@ pub enum What {
     Ps,
     Images,
     Run { image: String },
+    Shell { id: String },
+    Exec { id: String, command: Vec<String>, tty: bool },
+    Build { directory: PathBuf, name: String, memory_mib: Option<u64> },
     Suspend { ids: Vec<String> },
     Resume { ids: Vec<String> },
     Remove { ids: Vec<String> },
     Logs { of: String, follow: bool },
+    Usage { microvm: Option<String>, since: Option<Timestamp> },
 }
 
 /// Why a command fails.
@@ -49,8 +62,18 @@ pub enum CommandError {
     Client(#[from] ClientError),
     #[error(transparent)]
     State(#[from] crate::state::StateError),
+    #[error(transparent)]
+    Session(#[from] session::SessionError),
     #[error("there is no image {name:?}; `rotifer images` lists them")]
     NoImage { name: String },
+    #[error(transparent)]
+    Directory(#[from] rotifer_build::directory::DirectoryError),
+    #[error("there is no Dockerfile in {directory:?}")]
+    NoDockerfile { directory: PathBuf },
+    #[error("cannot read the archive")]
+    Archive(#[source] std::io::Error),
+    #[error("the build of {name} {version} failed: {reason}")]
+    Build { name: String, version: String, reason: String },
     #[error("cannot write what came of it")]
     Write(#[source] std::io::Error),
     #[error("cannot start the runtime")]
@@ -59,8 +82,18 @@ pub enum CommandError {
     Some { failed: usize, all: usize },
 }
 
+impl What {
+    /// The exit status if it fails.
+    pub fn failure(&self) -> ExitCode {
+        match self {
+            Self::Shell { .. } | Self::Exec { .. } => NOT_RUN.into(),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
 /// Carries a command out and prints what comes of it.
-pub fn run(request: &Request) -> Result<(), CommandError> {
+pub fn run(request: &Request) -> Result<ExitCode, CommandError> {
     let client = Client::new(&Directory::open(&request.state)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,7 +108,7 @@ struct Commands {
 }
 
 impl Commands {
-    async fn run(&self, what: &What) -> Result<(), CommandError> {
+    async fn run(&self, what: &What) -> Result<ExitCode, CommandError> {
         match what {
             What::Ps => {
                 let members = ["microvmId", "state", "imageArn", "imageVersion", "startedAt"];
@@ -87,16 +120,36 @@ impl Commands {
             }
             What::Run { image } => {
                 let image = self.image(image).await?;
-                let body = json!({ "imageIdentifier": image });
+                // Who has the access key may look inside.
+                let ingress = ["HTTP_INGRESS", "SHELL_INGRESS"].map(|word| self.connector(word));
+                let body = json!({ "imageIdentifier": image, "ingressNetworkConnectors": ingress });
                 let made = self.lambda("POST", MICROVMS, &body).await?;
                 self.line(&made, &["microvmId", "endpoint"])?;
+            }
+            What::Shell { id } => return self.session(id, session::shell()).await,
+            What::Exec { id, command, tty } => {
+                return self.session(id, session::command(command, *tty)).await;
             }
             What::Suspend { ids } => self.each("POST", "/suspend", ids).await?,
             What::Resume { ids } => self.each("POST", "/resume", ids).await?,
             What::Remove { ids } => self.each("DELETE", "", ids).await?,
+            What::Build { directory, name, memory_mib } => {
+                return self.build(directory, name, *memory_mib).await;
+            }
             What::Logs { of, follow } => self.logs(of, *follow).await?,
+            What::Usage { microvm, since } => self.usage(microvm.as_deref(), *since).await?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn session(&self, id: &str, command: Value) -> Result<ExitCode, CommandError> {
+        Ok(session::run(&self.client, id, command).await?.into())
+    }
+
+    /// A connector that every account has.
+    fn connector(&self, word: &str) -> String {
+        let region = self.client.region();
+        format!("arn:aws:lambda:{region}:aws:network-connector:aws-network-connector:{word}")
     }
 
     async fn lambda(&self, method: &str, path: &str, body: &Value) -> Result<Value, ClientError> {
@@ -145,62 +198,6 @@ impl Commands {
             return Err(CommandError::Some { failed, all: ids.len() });
         }
         Ok(())
-    }
-
-    async fn logs(&self, of: &str, follow: bool) -> Result<(), CommandError> {
-        let (image, stream) = match of.strip_prefix("microvm-") {
-            Some(_) => {
-                let shown = self.lambda("GET", &format!("{MICROVMS}/{of}"), &Value::Null).await?;
-                (short(&shown["imageArn"]), Some(of))
-            }
-            None => (of.to_owned(), None),
-        };
-        let mut ask = json!({ "logGroupName": format!("/aws/lambda-microvms/{image}") });
-        if let Some(stream) = stream {
-            ask["logStreamNames"] = json!([stream]);
-        }
-        // What was shown of the last millisecond: more of it may come.
-        let mut shown = BTreeSet::new();
-        let mut since = 0;
-        loop {
-            ask["startTime"] = json!(since);
-            let mut token = Value::Null;
-            loop {
-                let mut page = ask.clone();
-                if !token.is_null() {
-                    page["nextToken"] = token;
-                }
-                let operation = Some("FilterLogEvents");
-                let (service, method, path) = ("logs", "POST", "/");
-                let page = self.client.ask(Ask { service, method, path, operation, body: &page });
-                let page = page.await?;
-                for event in page["events"].as_array().map(Vec::as_slice).unwrap_or_default() {
-                    let time = event["timestamp"].as_i64().unwrap_or_default();
-                    if time > since {
-                        since = time;
-                        shown.clear();
-                    }
-                    if shown.insert(event["eventId"].to_string()) {
-                        self.event(event)?;
-                    }
-                }
-                token = page["nextToken"].clone();
-                if token.is_null() {
-                    break;
-                }
-            }
-            if !follow {
-                return Ok(());
-            }
-            tokio::time::sleep(FOLLOW_PAUSE).await;
-        }
-    }
-
-    fn event(&self, event: &Value) -> Result<(), CommandError> {
-        if self.json {
-            return say(&event.to_string());
-        }
-        say(&printable(event["message"].as_str().unwrap_or_default().trim_end()))
     }
 
     fn table(&self, items: &[Value], members: &[&str]) -> Result<(), CommandError> {

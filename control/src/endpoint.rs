@@ -9,12 +9,14 @@
 //! Framing is hyper's on both sides, so what the client meant and what the app hears cannot differ.
 //! Bodies are never kept: they are read as fast as the other side takes them.
 
+pub(crate) mod agent;
 mod asked;
 mod gates;
 pub mod grant;
 mod guarded;
 mod headers;
 mod shell;
+pub(crate) mod stream;
 mod tunnel;
 mod upstream;
 
@@ -146,6 +148,9 @@ impl Endpoints {
                 return Err(Refusal::PortDenied);
             }
             let pass = self.admit(&gate).await?;
+            if asked.offers_stream {
+                return stream::open(&self.worker, request, pass, place);
+            }
             return shell::open(&self.worker, request, &asked, pass, place).await;
         }
         let port = asked.app_port().filter(|port| grant.allows(*port));

@@ -241,6 +241,11 @@ impl Fleet {
         builds.chain(microvms).chain(connectors).collect()
     }
 
+    /// A microVM, if it is remembered.
+    pub fn look_up(&self, id: &str) -> Option<&Microvm> {
+        self.microvms.get(id)
+    }
+
     /// All microVMs.
     pub fn microvms(&self) -> impl Iterator<Item = &Microvm> {
         self.microvms.values()

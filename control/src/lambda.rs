@@ -3,6 +3,7 @@
 mod rates;
 pub mod records;
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,7 @@ use crate::model::{Model, ModelError, Parsed};
 use crate::seal::Seal;
 use crate::settings::Settings;
 use crate::store::{Store, StoreError};
+use crate::usage;
 use crate::worker::Worker;
 use rates::Rates;
 
@@ -51,6 +53,35 @@ pub struct Parts {
     pub seal: Seal,
     /// The time.
     pub clock: Clock,
+}
+
+/// Why nothing has changed.
+enum Undone {
+    /// It was not decided.
+    Refused(ServiceError),
+    /// It was decided, and is not on the disk.
+    NotKept(StoreError),
+}
+
+impl From<ServiceError> for Undone {
+    fn from(error: ServiceError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<StoreError> for Undone {
+    fn from(error: StoreError) -> Self {
+        Self::NotKept(error)
+    }
+}
+
+impl From<Undone> for ServiceError {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::Refused(error) => error,
+            Undone::NotKept(error) => error.into(),
+        }
+    }
 }
 
 /// What keeps decisions and begins actions.
@@ -87,17 +118,23 @@ impl Lambda {
         let listener = Arc::downgrade(&driver);
         let listen = move || {
             let mut next_tick = Instant::now() + TICK;
+            // Reports that the disk has no room for, and those behind them.
+            let mut kept_back: VecDeque<Report> = VecDeque::new();
             loop {
                 let patience = next_tick.saturating_duration_since(Instant::now());
                 let report = reported.recv_timeout(patience);
                 let Some(driver) = listener.upgrade() else { return };
                 match report {
-                    Ok(report) => driver.report(report),
+                    Ok(report) if kept_back.is_empty() && driver.report(&report) => {}
+                    Ok(report) => kept_back.push_back(report),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
                 // However many reports come, the clock is looked at.
                 if Instant::now() >= next_tick {
+                    while kept_back.front().is_some_and(|report| driver.report(report)) {
+                        kept_back.pop_front();
+                    }
                     driver.tick();
                     next_tick = Instant::now() + TICK;
                 }
@@ -113,6 +150,10 @@ impl Lambda {
 
     /// Answers a request.
     pub fn answer(&self, call: &Call) -> Result<Answer, ServiceError> {
+        if call.path == usage::PATH && call.method == "GET" {
+            let Parts { store, gates, clock, .. } = &self.driver.parts;
+            return Ok(Answer::json(200, &usage::answer(store, gates, &call.query, clock.now())?));
+        }
         let parse = |model: &'_ Model| -> Option<_> {
             model.parse_request(&call.method, &call.path, &call.query, &call.body).map(|result| {
                 result.map(|Parsed { operation, input }| {
@@ -139,7 +180,8 @@ impl Lambda {
     /// Somebody is at the endpoint of a microVM that is suspended. Waits for the disk.
     pub fn wake(&self, id: &str) -> Result<(), ServiceError> {
         let report = Report::Wanted { id: id.into() };
-        self.driver.carry_out(|fleet, context| Ok(fleet.report(report, context))).map(|_| ())
+        self.driver.carry_out(|fleet, context| Ok(fleet.report(report, context)))?;
+        Ok(())
     }
 
     /// The role that the code of a microVM acts in. Waits for the disk at times.
@@ -167,15 +209,26 @@ impl Lambda {
 
 impl Driver {
     fn decide(&self, operation: &str, input: Value) -> Result<Value, ServiceError> {
-        self.carry_out(|fleet, context| fleet.decide(operation, input, context))
+        Ok(self.carry_out(|fleet, context| fleet.decide(operation, input, context))?)
     }
 
-    fn report(&self, report: Report) {
+    /// False if it has to be tried again.
+    fn report(&self, report: &Report) -> bool {
         tracing::debug!("a report: {report:?}");
-        let result = self.carry_out(|fleet, context| Ok(fleet.report(report.clone(), context)));
-        if let Err(error) = result {
-            // Nothing has changed, so the action is still unfinished: it comes again at the next start.
-            tracing::error!("a report could not be kept: {report:?}: {error}");
+        match self.carry_out(|fleet, context| Ok(fleet.report(report.clone(), context))) {
+            Ok(_) => true,
+            Err(Undone::NotKept(error)) => {
+                let error = crate::report(&error);
+                tracing::error!(
+                    "a report could not be kept; it is tried again: {report:?}: {error}"
+                );
+                false
+            }
+            Err(Undone::Refused(error)) => {
+                // The action is still unfinished: it comes again at the next start.
+                tracing::error!("a report was not understood: {report:?}: {error}");
+                true
+            }
         }
     }
 
@@ -196,6 +249,7 @@ impl Driver {
             }
         });
         if let Err(error) = result {
+            let error = ServiceError::from(error);
             tracing::error!("what the clock did could not be kept; it is tried again: {error}");
         }
     }
@@ -204,7 +258,7 @@ impl Driver {
     fn carry_out(
         &self,
         decide: impl FnOnce(&Fleet, &Context<'_>) -> Decided,
-    ) -> Result<Value, ServiceError> {
+    ) -> Result<Value, Undone> {
         let Parts { store, worker, gates, seal, clock, .. } = &self.parts;
         let worker_refusal = worker.refusal();
         let context = Context { now: clock.now(), fresh: Uuid::new_v4, worker_refusal, seal };
@@ -217,14 +271,20 @@ impl Driver {
             let Ok(decided) = decided else {
                 reopen(&fleet);
                 let text = "The control plane failed; its log says how.";
-                return Err(ServiceError::new(500, "InternalServerException", text));
+                return Err(ServiceError::new(500, "InternalServerException", text).into());
             };
             let Decision { changes, actions, answer } = decided?;
-            if !changes.is_empty()
-                && let Err(error) = store.write(|transaction| keep(transaction, &changes))
-            {
-                reopen(&fleet);
-                return Err(error.into());
+            if !changes.is_empty() {
+                let moves = usage::Move::among(&changes, &fleet, gates);
+                let kept: Result<(), StoreError> = store.write(|transaction| {
+                    keep(transaction, &changes)?;
+                    usage::keep(transaction, &moves, context.now)
+                });
+                if let Err(error) = kept {
+                    reopen(&fleet);
+                    return Err(error.into());
+                }
+                moves.iter().for_each(|it| it.is_kept(gates));
             }
             for change in changes {
                 show(gates, &change);

@@ -9,6 +9,7 @@
 //!      └─ fleet    what follows from a request or a report, and what is to be done  (decide)
 //!          └─ worker   does it, and reports                                         (act)
 //!              └─ host     the worker of this host: VMMs, their snapshots, their agents
+//!  usage       what microVMs have used: notes of their phases
 //!  store       metadata, in SQLite
 //! ```
 //!
@@ -16,10 +17,12 @@
 //! actions. The changes are on the disk before anybody is answered and before anything is done.
 
 pub mod answer;
+pub mod bases;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod commands;
+pub mod doctor;
 pub mod endpoint;
 pub mod fleet;
 pub mod form;
@@ -42,6 +45,7 @@ pub mod state;
 pub mod store;
 pub mod sts;
 pub mod tls;
+pub mod usage;
 pub mod worker;
 
 /// An error and what caused it, in one line.

@@ -3,35 +3,51 @@
 use std::process::ExitCode;
 
 use rotifer_control::cli::{self, Command};
-use rotifer_control::{commands, report, serve};
+use rotifer_control::{bases, commands, doctor, report, serve};
 
 /// The exit status for a command line that is refused.
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let result: Result<(), Box<dyn std::error::Error>> =
+    let mut failure = ExitCode::FAILURE;
+    let result: Result<ExitCode, Box<dyn std::error::Error>> =
         match cli::parse(std::env::args_os().skip(1)) {
             Ok(Command::Help) => {
-                print!("{}", cli::HELP);
+                print!("{}", cli::table::help());
                 return ExitCode::SUCCESS;
             }
             Ok(Command::Version) => {
                 println!("rotifer {}", env!("CARGO_PKG_VERSION"));
                 return ExitCode::SUCCESS;
             }
-            Ok(Command::Serve(options)) => serve::run(&options).map_err(Into::into),
-            Ok(Command::Env { state }) => serve::print_env(&state).map_err(Into::into),
-            Ok(Command::Ask(request)) => commands::run(&request).map_err(Into::into),
+            Ok(Command::Completions(shell)) => {
+                print!("{}", shell.script());
+                return ExitCode::SUCCESS;
+            }
+            Ok(Command::Doctor(wish)) => doctor::run(&wish).map_err(Into::into),
+            Ok(Command::Base(wish)) => done(bases::run(&wish)),
+            Ok(Command::Serve(options)) => done(serve::run(&options)),
+            Ok(Command::Env { state }) => done(serve::print_env(&state)),
+            Ok(Command::Ask(request)) => {
+                failure = request.what.failure();
+                commands::run(&request).map_err(Into::into)
+            }
             Err(error) => {
                 eprintln!("rotifer: {}", report(&error));
                 return WRONG_USAGE.into();
             }
         };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("rotifer: {}", report(&*error));
-            ExitCode::FAILURE
+            failure
         }
     }
+}
+
+fn done<E: std::error::Error + 'static>(
+    result: Result<(), E>,
+) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    result.map(|()| ExitCode::SUCCESS).map_err(Into::into)
 }

@@ -161,7 +161,7 @@ async fn serve(options: &Options, settings: Arc<Settings>) -> Result<(), Error> 
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let listener = Listener::bind(options.listen).await?;
     let endpoint = format!("https://{}", listener.address);
-    let place = format!("{endpoint}\n{}\n", settings.region);
+    let place = format!("{endpoint}\n{}\n{}\n", settings.region, settings.account);
     if let Err(error) = directory.write("endpoint", place.as_bytes()) {
         // A full disk must not keep anybody from making room.
         tracing::warn!("`rotifer env` cannot know the endpoint: {}", crate::report(&error));

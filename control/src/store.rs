@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 /// The version of the tables below. One that is newer is refused.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE record (kind TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID;
@@ -48,6 +48,15 @@ CREATE TABLE part (
     upload TEXT NOT NULL REFERENCES upload (id) ON DELETE CASCADE, number INTEGER NOT NULL, size INTEGER NOT NULL,
     etag TEXT NOT NULL, modified INTEGER NOT NULL, checksums TEXT NOT NULL, blob TEXT NOT NULL,
     PRIMARY KEY (upload, number)) WITHOUT ROWID;
+";
+
+/// What version 2 has beyond version 1.
+const SCHEMA_2: &str = "
+CREATE TABLE phase_change (
+    id INTEGER PRIMARY KEY, microvm TEXT NOT NULL, time INTEGER NOT NULL, phase TEXT NOT NULL, image TEXT NOT NULL,
+    version TEXT NOT NULL, memory_mib INTEGER NOT NULL, requests INTEGER NOT NULL);
+CREATE INDEX phase_change_by_microvm ON phase_change (microvm, id);
+CREATE INDEX phase_change_by_time ON phase_change (time);
 ";
 
 /// The database of a daemon.
@@ -106,7 +115,8 @@ impl Store {
         };
         let found: i64 = prepare(&connection).map_err(failed)?;
         match found {
-            0 => create(&mut connection).map_err(failed)?,
+            0 => migrate(&mut connection, &[SCHEMA, SCHEMA_2]).map_err(failed)?,
+            1 => migrate(&mut connection, &[SCHEMA_2]).map_err(failed)?,
             SCHEMA_VERSION => {}
             _ => return Err(StoreError::Version { path: path.into(), found }),
         }
@@ -143,9 +153,10 @@ impl Store {
     }
 }
 
-fn create(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+/// Makes the tables that are missing, all or none.
+fn migrate(connection: &mut Connection, missing: &[&str]) -> Result<(), rusqlite::Error> {
     let transaction = connection.transaction()?;
-    transaction.execute_batch(SCHEMA)?;
+    missing.iter().try_for_each(|tables| transaction.execute_batch(tables))?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
 }
@@ -224,7 +235,26 @@ mod tests {
     fn a_newer_database_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.db");
-        Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::Version { found: 2, .. })));
+        let newer = SCHEMA_VERSION + 1;
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", newer).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Version { found: 3, .. })));
+    }
+
+    #[test]
+    fn a_database_of_the_first_version_gets_what_it_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.db");
+        let first = Connection::open(&path).unwrap();
+        first.execute_batch(SCHEMA).unwrap();
+        first.execute("INSERT INTO bucket VALUES ('a', 0)", []).unwrap();
+        first.pragma_update(None, "user_version", 1).unwrap();
+        drop(first);
+        for _ in 0..2 {
+            let store = Store::open(&path).unwrap();
+            assert_eq!(names(&store), ["a"]);
+            let moves =
+                store.lock().query_row("SELECT count(*) FROM phase_change", [], |row| row.get(0));
+            assert_eq!(moves, Ok(0));
+        }
     }
 }

@@ -72,41 +72,53 @@ fn boto3_understands_s3_iam_and_logs() {
     daemon.stop();
 }
 
-/// What was answered is there after `kill -9` in the middle of writes, three times over.
+/// What was answered is there after `kill -9` in the middle of writes of all kinds, and the rest is there as a
+/// whole or not at all.
 #[test]
 fn a_killed_daemon_loses_nothing_that_it_answered() {
-    /// After so many answers the daemon is killed: at another place in the writes each time.
-    const KILLED_AFTER: [usize; 3] = [11, 24, 40];
+    /// After so many lines the daemon is killed: at other places in the writes each time.
+    const KILLED_AFTER: [usize; 8] = [12, 29, 41, 60, 83, 107, 134, 160];
     let mut daemon = Daemon::start();
     for count in KILLED_AFTER {
+        let round = count.to_string();
         let mut writes = daemon.python("writes.py");
-        writes.arg("write").stdout(Stdio::piped()).stderr(Stdio::null());
+        writes.args(["write", &round]).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut writer = writes.spawn().unwrap();
-        let mut answered = String::new();
         let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
-        for line in lines.by_ref().take(count) {
-            answered.push_str(&line.unwrap());
-            answered.push('\n');
-        }
-        assert_eq!(answered.lines().count(), count, "the writer ended early:\n{answered}");
+        let mut said: Vec<String> = lines.by_ref().take(count).map(Result::unwrap).collect();
+        assert_eq!(said.len(), count, "the writer ended early: {said:#?}");
         daemon = daemon.kill_and_start_again();
         // What was answered between the last line and the kill counts too.
-        for line in lines {
-            answered.push_str(&line.unwrap());
-            answered.push('\n');
-        }
+        said.extend(lines.map(Result::unwrap));
         writer.wait().unwrap();
         let mut check = daemon.python("writes.py");
-        check.arg("check").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut checker = check.spawn().unwrap();
-        checker.stdin.take().unwrap().write_all(answered.as_bytes()).unwrap();
+        check.args(["check", &round]).arg(daemon.state().join("rotifer.db"));
+        let mut checker = check.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        checker.stdin.take().unwrap().write_all(said.join("\n").as_bytes()).unwrap();
         let output = checker.wait_with_output().unwrap();
-        assert!(output.status.success(), "something is lost of\n{answered}");
-        // Nothing lies about that no object refers to: at most seven keys' blobs.
+        assert!(output.status.success(), "something is lost or by halves of {said:#?}");
+        // Nothing lies about that no object refers to, and nothing is missing.
         let blobs = fs::read_dir(daemon.state().join("objects")).unwrap().count();
-        assert!(blobs <= 7, "{blobs} blobs for at most 7 objects");
-        daemon = daemon.restart_empty();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), blobs.to_string());
     }
+    daemon.stop();
+}
+
+/// Up to the last page of the disk, and then with room again: what is answered holds.
+#[test]
+fn a_full_disk_is_told_in_each_services_words_and_loses_nothing() {
+    let mut daemon = Daemon::start_on_a_disk_of("8m");
+    let run = |daemon: &Daemon, words: &[&str]| {
+        let mut script = daemon.python("full.py");
+        script.arg(daemon.state()).args(words);
+        succeed(script)
+    };
+    run(&daemon, &["sweep"]);
+    // It is killed, and starts again, without any room.
+    let done = run(&daemon, &["fill"]);
+    daemon = daemon.kill_and_start_again();
+    let done: Vec<&str> = done.trim().split(' ').skip(1).collect();
+    run(&daemon, &[&["check"], &done[..]].concat());
     daemon.stop();
 }
 

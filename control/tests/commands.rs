@@ -4,15 +4,24 @@
 
 mod world;
 
+use std::fs;
+use std::process::Stdio;
+
 use rotifer_control::fleet::microvm::Phase;
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use world::{World, within};
+
+fn command(world: &World, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rotifer"));
+    command.args(line.split_whitespace()).arg("--state").arg(world.file("state"));
+    command
+}
 
 /// The exit status, and what is printed where.
 async fn rotifer(world: &World, line: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rotifer"));
-    command.args(line.split_whitespace()).arg("--state").arg(world.file("state"));
+    let mut command = command(world, line);
     let output = within(command.kill_on_drop(true).output()).await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -50,4 +59,135 @@ async fn a_microvm_is_run_seen_suspended_resumed_and_removed_by_command() {
         let (code, _, said) = rotifer(&world, &line).await;
         assert!(code == status && said.contains(text), "{line}: {code} {said}");
     }
+}
+
+/// A directory to build, and how many archives the daemon has.
+fn sources(world: &World) -> (String, impl Fn() -> usize) {
+    let directory = world.file("app");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("Dockerfile"), "FROM debian:12\n").unwrap();
+    let objects = world.file("state/objects");
+    (directory.display().to_string(), move || fs::read_dir(&objects).unwrap().count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_becomes_an_image_and_its_next_version() {
+    let world = World::new().await;
+    let (directory, archives) = sources(&world);
+    let line = format!("build {directory} --name mine --memory 512");
+    let (status, said, error) = rotifer(&world, &line).await;
+    assert_eq!((status, said.as_str()), (0, "mine 1.0\n"), "{error}");
+    let blob = fs::read_dir(world.file("state/objects")).unwrap().next().unwrap().unwrap();
+    assert!(fs::read(blob.path()).unwrap().starts_with(b"PK"), "the archive is no zip");
+    // What is the same is not sent again.
+    let (status, said, _) = rotifer(&world, &line).await;
+    assert_eq!((status, said.as_str(), archives()), (0, "mine 2.0\n", 1));
+    fs::write(world.file("app/more"), "x").unwrap();
+    let (status, said, _) = rotifer(&world, &line).await;
+    assert_eq!((status, said.as_str(), archives()), (0, "mine 3.0\n", 2));
+    for (line, text) in [
+        (format!("build {directory} --name mine --memory 8193"), "8193"),
+        (format!("build {directory} --name a/b"), "name"),
+        (format!("build {} --name mine", world.file("state").display()), "no Dockerfile"),
+    ] {
+        let (status, said, error) = rotifer(&world, &line).await;
+        assert!(status == 1 && said.is_empty() && error.contains(text), "{line}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_is_followed_to_its_end_or_left_going() {
+    let world = World::new().await;
+    let (directory, _) = sources(&world);
+    world.worker.hold_builds();
+    let line = format!("build {directory} --name mine");
+    let (child, mut lines) = begin(&world, &line);
+    world.says("mine", 1, "STEP 1").await;
+    assert_eq!(within(lines.next_line()).await.unwrap().as_deref(), Some("STEP 1"));
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = within(child.wait_with_output()).await.unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(130) && error.contains("rotifer logs -f mine"), "{error}");
+    world.worker.release_builds(Ok(()));
+    let image = world.image.replace(":app", ":mine");
+    world.until_image(&image, "CREATED").await;
+    world.worker.hold_builds();
+    let (child, mut lines) = begin(&world, &line);
+    world.says("mine", 2, "STEP 2").await;
+    assert_eq!(within(lines.next_line()).await.unwrap().as_deref(), Some("STEP 2"));
+    world.says("mine", 2, "the last word").await;
+    world.worker.release_builds(Err("CONTAINER_BUILD_FAILED: no"));
+    assert_eq!(within(lines.next_line()).await.unwrap().as_deref(), Some("the last word"));
+    let output = within(child.wait_with_output()).await.unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(1) && error.contains("CONTAINER_BUILD_FAILED: no"),
+        "{error}"
+    );
+}
+
+fn begin(world: &World, line: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut command = command(world, line);
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = piped.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_follows_from_the_phases_and_a_timeline_shows_them() {
+    let world = World::new().await;
+    let (_, made, _) = rotifer(&world, "run app").await;
+    let (id, host) = made.trim().split_once("  ").unwrap();
+    let vm = world::Vm { id: id.into(), host: host.into() };
+    world.until_phase(&vm, Phase::Running).await;
+    world.pass(10);
+    // Nobody answers; it was let in all the same.
+    let token = world.token_for_all(&vm);
+    assert_eq!(world.get(&vm, &token, "/").await.status, 502);
+    world.suspend(&vm).await;
+    world.pass(100);
+    rotifer(&world, &format!("resume {id}")).await;
+    world.until_phase(&vm, Phase::Running).await;
+    world.pass(30);
+    let (status, shown, error) = rotifer(&world, "usage --json").await;
+    assert_eq!(status, 0, "{error}");
+    let used: Value = serde_json::from_str(shown.trim()).unwrap();
+    let wanted = json!({
+        "microvmId": id, "imageName": "app", "imageVersion": "1.0", "state": "RUNNING", "memoryMiB": 2048,
+        "runningSeconds": 40.0, "suspendedSeconds": 100.0, "baselineVcpuSeconds": 40.0,
+        "memoryGiBSeconds": 80.0, "requests": 1, "launches": 1, "resumes": 1, "suspends": 1,
+    });
+    assert_eq!(used, wanted);
+    let (_, table, _) = rotifer(&world, "usage").await;
+    let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, [id, "app", "RUNNING", "40.0", "100.0", "40.0", "80.0", "1", "1", "1"]);
+    world.terminate(&vm).await;
+    let (_, timeline, _) = rotifer(&world, &format!("usage {id} --json")).await;
+    let lines: Vec<Value> =
+        timeline.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let phases: Vec<_> = lines.iter().map(|line| line["phase"].as_str().unwrap()).collect();
+    let all = [
+        "Launching",
+        "Running",
+        "Suspending",
+        "Suspended",
+        "Resuming",
+        "Running",
+        "Terminating",
+        "Terminated",
+    ];
+    assert_eq!(phases, all);
+    let after: Vec<_> = lines.iter().map(|line| line["afterMs"].as_i64()).collect();
+    assert_eq!(
+        after,
+        [None, Some(0), Some(10_000), Some(0), Some(100_000), Some(0), Some(30_000), Some(0)]
+    );
+    // What had ended before does not count; nobody else has a timeline.
+    world.pass(1);
+    let (_, shown, _) = rotifer(&world, "usage --since 2100-01-01T00:00:00Z --json").await;
+    assert_eq!(shown, "");
+    let (status, _, error) = rotifer(&world, "usage microvm-x").await;
+    assert!(status == 1 && error.contains("microvm-x"), "{error}");
 }

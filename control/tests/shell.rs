@@ -1,16 +1,10 @@
-//! The shell, with the real agent behind it. The agent reaps every child of its process, so this test has a
-//! process of its own.
-
-#![expect(clippy::unwrap_used, reason = "tests")]
+//! The shell, with the real agent behind it.
 
 mod world;
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use futures::{SinkExt, StreamExt};
-use rotifer_agent::agent::Agent;
-use rotifer_agent::server::{Listener, serve};
 use serde_json::{Value, json};
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
@@ -18,32 +12,11 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use world::{DEADLINE, World, within};
 
-/// The real agent, on a Unix socket, in a thread of its own.
-fn agent(socket: std::path::PathBuf) {
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async {
-            let listener = tokio::net::UnixListener::bind(socket).unwrap();
-            let agent = Rc::new(Agent::guest_of_a_process().unwrap());
-            let reaper = Rc::clone(&agent);
-            tokio::task::spawn_local(async move { reaper.reaper.run().await });
-            ready.send(()).unwrap();
-            serve(Listener::Unix(listener), agent).await;
-        });
-    });
-    is_ready.recv_timeout(DEADLINE).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_is_a_terminal_that_is_typed_into_resized_and_left() {
     let world = World::new().await;
-    agent(world.file("agent.sock"));
-    let connector = |word: &str| {
-        format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{word}")
-    };
-    let ingress = [connector("SHELL_INGRESS"), connector("HTTP_INGRESS")];
-    let vm = world.vm(json!({ "ingressNetworkConnectors": ingress })).await;
+    world.start_agent();
+    let vm = world.vm_with_shell().await;
     let token = world.shell_token(&vm);
     assert_eq!(world.get(&vm, &token, "/").await.status, 502, "it is no WebSocket");
     let mut request =

@@ -168,6 +168,31 @@ impl Store {
         fs::rename(&partial, &path).map_err(failed("name", &path))
     }
 
+    /// Removes an image, and the layers that no other one has. A build that reads them fails.
+    ///
+    /// # Errors
+    /// There is no image of that very name.
+    pub fn remove(&self, name: &str) -> Result<(), BaseError> {
+        let _nobody_adds = self.begin_adding()?;
+        let path = self.path(&normalize(name));
+        if !path.exists() {
+            let text = format!("there is no base image {} to remove", normalize(name));
+            return Err(BaseError::Invalid(text));
+        }
+        let layers = read(&path)?.layers;
+        fs::remove_file(&path).map_err(failed("remove", &path))?;
+        let others: Vec<Layer> = self.list()?.into_iter().flat_map(|base| base.layers).collect();
+        for layer in layers {
+            let path = self.layer_path(&layer.digest);
+            let is_used = others.iter().any(|other| other.digest == layer.digest);
+            // An image may name a layer twice.
+            if !is_used && path.exists() {
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         let digest = Sha256::digest(name.as_bytes());
         self.directory

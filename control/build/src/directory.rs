@@ -7,10 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
+use zip::{CompressionMethod, DateTime, ZipWriter};
 
 /// What a build reads although `.dockerignore` hides it.
 const ALWAYS: [&str; 2] = ["Dockerfile", ".dockerignore"];
+/// What no build needs. In a worktree of git it is a file.
+const HISTORY: &str = ".git";
 
 /// Why a directory cannot be packed.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,8 @@ fn refused(path: &Path, reason: impl Into<String>) -> DirectoryError {
     DirectoryError::Refused { path: path.into(), reason: reason.into() }
 }
 
-/// Packs what `.dockerignore` does not hide into a temporary zip, uncompressed.
+/// Packs what `.dockerignore` does not hide into a temporary zip, uncompressed. The same files are the same
+/// bytes, whenever and wherever they are packed. The history of the sources is left out.
 ///
 /// # Errors
 /// The file or directory that cannot be packed.
@@ -79,6 +82,9 @@ fn list(root: &Path) -> Result<Vec<String>, DirectoryError> {
             let entry = entry.map_err(failed(&path))?;
             let name = entry.file_name();
             let name = name.to_str().ok_or_else(|| refused(&entry.path(), "not UTF-8"))?;
+            if directory.is_empty() && name == HISTORY {
+                continue;
+            }
             let name =
                 if directory.is_empty() { name.into() } else { format!("{directory}/{name}") };
             if entry.file_type().map_err(failed(&entry.path()))?.is_dir() {
@@ -95,6 +101,7 @@ fn add(writer: &mut ZipWriter<File>, name: &str, path: &Path) -> Result<(), Dire
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .large_file(true)
+        .last_modified_time(DateTime::default())
         .unix_permissions(metadata.permissions().mode());
     if metadata.is_symlink() {
         let target = fs::read_link(path).map_err(failed(path))?;
@@ -140,5 +147,30 @@ mod tests {
         );
         assert_eq!(context.follow("src/link").as_deref(), Some("src/app.py"));
         assert_eq!(context.dockerfile().unwrap(), "FROM scratch\n");
+    }
+
+    #[test]
+    fn the_same_files_are_the_same_bytes_without_their_history() {
+        let make = |names: &[&str]| {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir_all(root.path().join(".git/objects")).unwrap();
+            fs::create_dir_all(root.path().join("sub/.git")).unwrap();
+            for name in names {
+                let path = root.path().join(name);
+                fs::write(&path, name).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+            }
+            root
+        };
+        let names = ["Dockerfile", ".git/HEAD", "sub/b", "a"];
+        let first = make(&names);
+        let second = make(&names.iter().rev().copied().collect::<Vec<_>>());
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 30);
+        File::open(second.path().join("a")).unwrap().set_modified(long_ago).unwrap();
+        let bytes = |root: &Path| fs::read(pack(root).unwrap().path()).unwrap();
+        assert!(bytes(first.path()) == bytes(second.path()), "the archives differ");
+        let context = Context::open(pack(first.path()).unwrap().path()).unwrap();
+        let seen: Vec<_> = context.visible().map(|(name, _)| name.to_owned()).collect();
+        assert_eq!(seen, ["Dockerfile", "a", "sub", "sub/.git", "sub/b"]);
     }
 }

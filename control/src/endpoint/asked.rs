@@ -26,6 +26,8 @@ pub struct Asked {
     pub is_websocket: bool,
     /// Whether the client offered the marker, and must be told a subprotocol.
     pub offers_marker: bool,
+    /// Whether it offers our own protocol beside the shell's.
+    pub offers_stream: bool,
     /// Whether the app is to be spoken to in HTTP/2.
     pub is_http2: bool,
 }
@@ -38,6 +40,7 @@ impl Asked {
         let offered: Vec<&str> =
             if is_websocket { words(headers, &SUBPROTOCOL).collect() } else { Vec::new() };
         let offers_marker = offered.contains(&MARKER);
+        let offers_stream = offered.contains(&super::stream::SUBPROTOCOL);
         // Without the marker nothing else of it counts.
         let after = |prefix: &str| {
             let found = offered.iter().filter_map(|word| word.strip_prefix(prefix));
@@ -55,7 +58,7 @@ impl Asked {
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let is_forced = headers.get(FORCE_HTTP2).is_some_and(|value| value == "true");
         let is_http2 = !is_websocket && (is_forced || is_grpc);
-        Self { token, port, is_websocket, offers_marker, is_http2 }
+        Self { token, port, is_websocket, offers_marker, offers_stream, is_http2 }
     }
 
     /// The port of the app.

@@ -61,6 +61,8 @@ struct State {
     open: usize,
     /// Who waits to be let in.
     held: usize,
+    /// Who was let in and is not noted anywhere else yet.
+    requests: u64,
     /// When the last one went.
     ended: Timestamp,
     upstreams: Option<Upstreams>,
@@ -105,6 +107,20 @@ impl Gates {
         };
         let state = gate.state();
         if state.open > 0 { Traffic::Open } else { Traffic::Ended(state.ended) }
+    }
+
+    /// Requests and WebSockets that were let in to a microVM, without those that were forgotten.
+    pub fn requests(&self, id: &str) -> u64 {
+        let gate = self.read(|maps| maps.by_id.get(id).cloned());
+        gate.map_or(0, |gate| gate.state().requests)
+    }
+
+    /// So many of them are noted elsewhere.
+    pub fn forget_requests(&self, id: &str, count: u64) {
+        if let Some(gate) = self.read(|maps| maps.by_id.get(id).cloned()) {
+            let mut state = gate.state();
+            state.requests = state.requests.saturating_sub(count);
+        }
     }
 
     /// Keeps everybody out of a microVM that is to be suspended for being idle, if it still is.
@@ -165,7 +181,14 @@ impl Gates {
             worker: Arc::clone(&self.worker),
             settings: Arc::clone(&self.settings),
             counts: Arc::clone(&self.counts),
-            state: Mutex::new(State { may_wake, open: 0, held: 0, ended, upstreams: None }),
+            state: Mutex::new(State {
+                may_wake,
+                open: 0,
+                held: 0,
+                requests: 0,
+                ended,
+                upstreams: None,
+            }),
             phase: watch::Sender::new(microvm.phase),
         }
     }
@@ -189,6 +212,7 @@ impl Gate {
                     return Entry::Full;
                 }
                 state.open += 1;
+                state.requests += 1;
                 self.counts.send_modify(|counts| counts.open += 1);
                 Entry::Pass(Pass(Arc::clone(self)))
             }

@@ -9,26 +9,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_ACCEPT, UPGRADE};
-use hyper::{Request, Response, StatusCode, header};
+use hyper::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT};
+use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
 use s3s::Body;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use uuid::Uuid;
 
+use super::agent::{
+    self, AgentError, HEADER_BYTES, INPUT_BYTES, Input, Output, PAYLOAD_BYTES_MAX, kind,
+};
 use super::asked::Asked;
 use super::gates::Pass;
 use super::{Refusal, choose_marker, switching};
@@ -37,39 +38,21 @@ use crate::worker::Worker;
 
 /// How long the agent may take to start a shell.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// What an agent says of why it does not.
-const REASON_BYTES_MAX: usize = 4096;
 /// The longest message of a client, and what is kept for one that does not read.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 const WRITE_BYTES_MAX: usize = 1 << 20;
-/// The agent's protocol: the longest payload, and the input that it takes before it grants more.
-const PAYLOAD_BYTES_MAX: usize = 64 << 10;
-const INPUT_BYTES: usize = 256 << 10;
-const HEADER_BYTES: usize = 5;
-const STDIN: u8 = 1;
-const RESIZE: u8 = 4;
-const STDOUT: u8 = 17;
-const STDERR: u8 = 18;
-const WINDOW: u8 = 19;
-const EXIT: u8 = 20;
 /// Bash, where there is one.
 const SCRIPT: &str = "command -v bash >/dev/null && exec bash -i; exec sh -i";
 
 /// Why a shell ends other than by itself.
 #[derive(Debug, thiserror::Error)]
 enum ShellError {
-    #[error("cannot reach the agent")]
-    Reach(#[source] std::io::Error),
-    #[error("the agent does not speak HTTP as it should")]
-    Ask(#[from] hyper::Error),
-    #[error("the agent starts no shell: {status} {reason}")]
-    Refused { status: StatusCode, reason: String },
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     #[error("the agent takes too long to start a shell")]
     Slow,
-    #[error("the connection to the agent broke")]
-    Agent(#[source] std::io::Error),
-    #[error("the agent's frame of kind {kind} is broken")]
-    Frame { kind: u8 },
+    #[error("the client's connection ended")]
+    Upgrade(#[from] hyper::Error),
     #[error("the client's WebSocket broke")]
     Client(#[from] Box<SocketError>),
 }
@@ -97,7 +80,7 @@ pub async fn open(
     let key = request.headers().get(header::SEC_WEBSOCKET_KEY).ok_or(Refusal::Nothing)?;
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
     let started = timeout(START_TIMEOUT, start(worker, &pass.gate().id)).await;
-    let agent = started.unwrap_or(Err(ShellError::Slow)).map_err(|error| {
+    let (output, input) = started.unwrap_or(Err(ShellError::Slow)).map_err(|error| {
         tracing::warn!("no shell in {}: {}", pass.gate().id, crate::report(&error));
         Refusal::Nothing
     })?;
@@ -110,7 +93,8 @@ pub async fn open(
                 .max_write_buffer_size(WRITE_BYTES_MAX);
             let client = TokioIo::new(client.await?);
             let client = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
-            Session { client, agent, credit: INPUT_BYTES, typed: Bytes::new() }.run().await
+            let typed = Bytes::new();
+            Session { client, output, input, credit: INPUT_BYTES, typed }.run().await
         };
         tokio::select! {
             result = session => if let Err(error) = result {
@@ -128,58 +112,21 @@ pub async fn open(
     Ok(response)
 }
 
-/// The agent's side of a shell.
-struct Agent {
-    frames: FramedRead<ReadHalf<Stream>, LengthDelimitedCodec>,
-    input: WriteHalf<Stream>,
-}
-
-type Stream = TokioIo<hyper::upgrade::Upgraded>;
-
-async fn start(worker: &Arc<dyn Worker>, id: &str) -> Result<Agent, ShellError> {
-    let stream = worker.agent(id).await.map_err(ShellError::Reach)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(async move {
-        // Whoever sends or reads hears of it, too.
-        let _broken = connection.with_upgrades().await;
-    });
+async fn start(worker: &Arc<dyn Worker>, id: &str) -> Result<(Output, Input), ShellError> {
     // What the image sets is not inherited, as in the service.
     let environment = json!({ "TERM": "xterm", "HOME": "/root", "PS1": "λ $ " });
     let command = json!({
         "command": ["/bin/sh", "-c", SCRIPT], "env": environment, "user": "root", "cwd": "/",
         "tty": { "rows": 24, "columns": 80 },
     });
-    let request = Request::post("/v1/exec")
-        .header(HOST, "agent")
-        .header(CONNECTION, "upgrade")
-        .header(UPGRADE, "rotifer-stream")
-        .body(Full::new(Bytes::from(command.to_string())));
-    // Nothing in it comes from anybody else.
-    let Ok(request) = request else { return Err(ShellError::Slow) };
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        let body = Limited::new(response.into_body(), REASON_BYTES_MAX).collect().await;
-        let reason = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
-        return Err(ShellError::Refused { status, reason: reason.unwrap_or_default() });
-    }
-    let upgraded: Stream = TokioIo::new(hyper::upgrade::on(response).await?);
-    let codec = LengthDelimitedCodec::builder()
-        .length_field_offset(1)
-        .length_field_length(HEADER_BYTES - 1)
-        .length_adjustment(HEADER_BYTES as isize)
-        .num_skip(0)
-        .max_frame_length(HEADER_BYTES + PAYLOAD_BYTES_MAX)
-        .new_codec();
-    let (output, input) = tokio::io::split(upgraded);
-    Ok(Agent { frames: FramedRead::new(output, codec), input })
+    Ok(agent::start(worker, id, command.to_string().into()).await?)
 }
 
 /// A shell that runs.
 struct Session<C> {
     client: WebSocketStream<C>,
-    agent: Agent,
+    output: Output,
+    input: Input,
     /// Bytes of input that the agent takes.
     credit: usize,
     /// Input that it does not take yet.
@@ -195,12 +142,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Session<C> {
                 let length = self.typed.len().min(self.credit).min(PAYLOAD_BYTES_MAX);
                 let bytes = self.typed.split_to(length);
                 self.credit -= length;
-                self.tell(STDIN, &bytes).await?;
+                self.input.tell(kind::STDIN, &bytes).await?;
             }
             tokio::select! {
-                frame = self.agent.frames.next() => {
+                frame = self.output.next() => {
                     let Some(frame) = frame else { return Ok(()) };
-                    if self.heard(frame.map_err(ShellError::Agent)?.freeze()).await? {
+                    if self.heard(frame.map_err(AgentError::Broken)?.freeze()).await? {
                         return Ok(());
                     }
                 }
@@ -222,38 +169,29 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Session<C> {
             return Ok(());
         };
         let ([a, b], [c, d]) = (rows.max(1).to_be_bytes(), cols.max(1).to_be_bytes());
-        self.tell(RESIZE, &[a, b, c, d]).await
+        Ok(self.input.tell(kind::RESIZE, &[a, b, c, d]).await?)
     }
 
     /// A frame of the agent; whether it was the last.
     async fn heard(&mut self, mut frame: Bytes) -> Result<bool, ShellError> {
         let payload = frame.split_off(HEADER_BYTES.min(frame.len()));
         match frame.first().copied() {
-            Some(STDOUT | STDERR) => self.client.send(Message::Binary(payload)).await?,
-            Some(kind @ WINDOW) => {
+            Some(kind::STDOUT | kind::STDERR) => self.client.send(Message::Binary(payload)).await?,
+            Some(kind @ kind::WINDOW) => {
                 let granted = payload.as_ref().try_into().map(u32::from_be_bytes);
-                let granted = granted.map_err(|_| ShellError::Frame { kind })?;
+                let granted = granted.map_err(|_| AgentError::Frame { kind })?;
                 self.credit = self.credit.saturating_add(granted as usize).min(INPUT_BYTES);
             }
-            Some(EXIT) => {
+            Some(kind::EXIT) => {
                 let reason = "shell exited".into();
                 self.client.close(Some(CloseFrame { code: CloseCode::Normal, reason })).await?;
                 // The client's own word of farewell, if it has one.
                 while let Some(Ok(_)) = self.client.next().await {}
                 return Ok(true);
             }
-            Some(kind) => return Err(ShellError::Frame { kind }),
-            None => return Err(ShellError::Frame { kind: 0 }),
+            Some(kind) => return Err(AgentError::Frame { kind }.into()),
+            None => return Err(AgentError::Frame { kind: 0 }.into()),
         }
         Ok(false)
-    }
-
-    async fn tell(&mut self, kind: u8, payload: &[u8]) -> Result<(), ShellError> {
-        let length = u32::try_from(payload.len()).map_err(|_| ShellError::Frame { kind })?;
-        let mut frame = BytesMut::with_capacity(HEADER_BYTES + payload.len());
-        frame.put_u8(kind);
-        frame.put_u32(length);
-        frame.put_slice(payload);
-        self.agent.input.write_all(&frame).await.map_err(ShellError::Agent)
     }
 }

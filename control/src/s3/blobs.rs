@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -13,12 +14,18 @@ use s3s::checksum::ChecksumHasher;
 use s3s::dto::{Checksum, StreamingBlob};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::store::StoreError;
 
 /// What is read from a file at once.
 const READ_BYTES: usize = 256 << 10;
+
+/// What is read, and how long, of a body that is refused already: who sends it does not hear why before all is
+/// sent. It is more than a part of an upload usually has.
+const LISTEN_BYTES_MAX: usize = 64 << 20;
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A file of this name, of this length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,9 +100,15 @@ impl Blobs {
         if let Some(mut body) = body {
             while let Some(chunk) = body.next().await {
                 let chunk = chunk.map_err(|source| BlobError::Body { source })?;
-                written.reserve(chunk.len() as u64)?;
+                let written = match written.reserve(chunk.len() as u64) {
+                    Ok(()) => file.write_all(&chunk).await.map_err(at("write", &path)),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = written {
+                    let _too_long = timeout(LISTEN_TIMEOUT, listen_on(&mut body)).await;
+                    return Err(error);
+                }
                 hasher.update(&chunk);
-                file.write_all(&chunk).await.map_err(at("write", &path))?;
             }
         }
         file.flush().await.map_err(at("write", &path))?;
@@ -197,6 +210,17 @@ impl Reading {
             return Ok(true);
         }
         Ok(false)
+    }
+}
+
+/// Reads a body to its end for nothing.
+async fn listen_on(body: &mut StreamingBlob) {
+    let mut left = LISTEN_BYTES_MAX;
+    while let Some(Ok(chunk)) = body.next().await {
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
+        }
     }
 }
 

@@ -17,16 +17,54 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub struct Daemon {
     child: Child,
     directory: tempfile::TempDir,
+    disk: Option<SmallDisk>,
     variables: BTreeMap<String, String>,
+}
+
+/// A disk in memory, seen by those only who are run there.
+pub struct SmallDisk {
+    /// Whose namespaces it is in.
+    holder: Child,
+}
+
+impl SmallDisk {
+    fn mount(directory: &Path, size: &str) -> Self {
+        let script =
+            format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && echo ready && exec cat");
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(directory);
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "ready\n", "this user may not make user namespaces");
+        Self { holder }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _is_gone = self.holder.kill();
+        let _is_gone = self.holder.wait();
+    }
 }
 
 impl Daemon {
     pub fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap())
+        Self::start_in(tempfile::tempdir().unwrap(), None)
     }
 
-    fn start_in(directory: tempfile::TempDir) -> Self {
-        let mut command = Self::command(&directory.path().join("state"));
+    /// One whose state is on a disk of its own, of a size that `mount` understands.
+    pub fn start_on_a_disk_of(size: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let disk = SmallDisk::mount(&state, size);
+        Self::start_in(directory, Some(disk))
+    }
+
+    fn start_in(directory: tempfile::TempDir, disk: Option<SmallDisk>) -> Self {
+        let there = |command: Command| inside(disk.as_ref(), command);
+        let mut command = there(Self::command(&directory.path().join("state")));
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let (said, heard) = mpsc::channel();
@@ -35,20 +73,28 @@ impl Daemon {
                 let _nobody_listens = said.send(line);
             }
         });
+        let mut endpoint = String::new();
         loop {
             let line = heard.recv_timeout(DEADLINE).expect("the daemon says that it is ready");
+            if let Some(said) = line.strip_prefix("endpoint ") {
+                endpoint = said.trim().to_owned();
+            }
             if line.starts_with("for a shell") {
                 break;
             }
         }
         let mut env = Command::new(env!("CARGO_BIN_EXE_rotifer"));
         env.arg("env").arg("--state").arg(directory.path().join("state"));
-        let shell = succeed(env);
+        let shell = succeed(there(env));
         let exports =
             shell.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
-        let variables =
+        let mut variables: BTreeMap<String, String> =
             exports.map(|(name, value)| (name.into(), value.trim_matches('\'').into())).collect();
-        Self { child, directory, variables }
+        if disk.is_some() {
+            // When that is full, the file that `rotifer env` reads is still that of the daemon before.
+            variables.insert("AWS_ENDPOINT_URL".into(), endpoint);
+        }
+        Self { child, directory, disk, variables }
     }
 
     /// A daemon that is not started yet.
@@ -84,7 +130,8 @@ impl Daemon {
     fn client(&self, program: &str) -> Command {
         let python = std::env::var_os("ROTIFER_PYTHON");
         let python = python.expect("ROTIFER_PYTHON is set by ./x test, which installs the clients");
-        let mut command = Command::new(Path::new(&python).join("bin").join(program));
+        let command = Command::new(Path::new(&python).join("bin").join(program));
+        let mut command = inside(self.disk.as_ref(), command);
         // Nothing of the user's own configuration.
         command.env_clear().env("HOME", self.directory.path()).env("AWS_PAGER", "");
         command.env("PATH", "/usr/bin:/bin").env("AWS_EC2_METADATA_DISABLED", "true");
@@ -96,13 +143,8 @@ impl Daemon {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
-        Self::start_in(directory)
-    }
-
-    /// Another, that knows nothing yet.
-    pub fn restart_empty(self) -> Self {
-        self.stop();
-        Self::start()
+        let disk = self.disk.take();
+        Self::start_in(directory, disk)
     }
 
     /// Ends it as an operator does, which has to succeed.
@@ -126,6 +168,16 @@ impl Drop for Daemon {
         let _is_gone = self.child.kill();
         let _is_gone = self.child.wait();
     }
+}
+
+/// The same command, run where a disk is seen.
+fn inside(disk: Option<&SmallDisk>, command: Command) -> Command {
+    let Some(disk) = disk else { return command };
+    let mut inside = Command::new("nsenter");
+    inside.args(["--user", "--mount", "--preserve-credentials", "--target"]);
+    inside.arg(disk.holder.id().to_string()).arg("--wd=/");
+    inside.arg(command.get_program()).args(command.get_args());
+    inside
 }
 
 /// Runs a command that has to succeed within the deadline; the result is its output.

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a harness of tests")]
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod agent;
 pub mod app;
 pub mod client;
 
@@ -17,11 +18,15 @@ use hyper::header::HeaderMap;
 use rotifer_control::clock::{Clock, Timestamp};
 use rotifer_control::endpoint::{Counts, Gates};
 use rotifer_control::fleet::microvm::{Event, Phase};
-use rotifer_control::fleet::records::SnapshotBuild;
+use rotifer_control::fleet::records::{SnapshotBuild, VersionId};
 use rotifer_control::fleet::{Action, Report};
+use rotifer_control::host::LogBook;
 use rotifer_control::http::{Call, Front, Listener};
+use rotifer_control::lambda::records;
+use rotifer_control::logs::Logs;
 use rotifer_control::settings::Settings;
 use rotifer_control::state::Directory;
+use rotifer_control::store::Store;
 use rotifer_control::worker::{Connecting, Worker};
 use rotifer_control::{serve, tls};
 use serde_json::{Value, json};
@@ -65,6 +70,8 @@ pub struct World {
     pub port: u16,
     pub directory: tempfile::TempDir,
     pub image: String,
+    store: Arc<Store>,
+    logs: Arc<Logs>,
     clock: Arc<AtomicI64>,
     _end: oneshot::Sender<()>,
 }
@@ -76,6 +83,8 @@ pub struct Vm {
     pub host: String,
 }
 
+/// Builds that have not ended: of what, and whom it is told.
+type HeldBuilds = Vec<(VersionId, Sender<Report>)>;
 /// Resumes that have not ended: who, and whom it is told.
 type Held = Vec<(String, Sender<Report>)>;
 
@@ -83,6 +92,7 @@ type Held = Vec<(String, Sender<Report>)>;
 pub struct TestWorker {
     directory: PathBuf,
     held: Mutex<Option<Held>>,
+    held_builds: Mutex<Option<HeldBuilds>>,
     /// Resumes that were begun.
     pub resumes: AtomicUsize,
     /// Connections that were made.
@@ -101,31 +111,42 @@ impl World {
         let worker = Arc::new(TestWorker {
             directory: directory.path().to_owned(),
             held: Mutex::new(None),
+            held_builds: Mutex::new(None),
             resumes: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
         });
         let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
         let acceptor = TlsAcceptor::from(tls::server(&state, &settings).unwrap());
         let acting: Arc<dyn Worker> = Arc::clone(&worker) as _;
-        let front = serve::front(
-            &state,
-            &settings,
-            |_, _, _| Ok(acting),
-            Clock::Manual(Arc::clone(&clock)),
-        )
-        .unwrap();
-        let front = Arc::new(front);
+        let mut parts = None;
+        let keep = |store: &Arc<Store>, logs: &Arc<Logs>, _| {
+            parts = Some((Arc::clone(store), Arc::clone(logs)));
+            Ok(acting)
+        };
+        let front = serve::front(&state, &settings, keep, Clock::Manual(Arc::clone(&clock)));
+        let front = Arc::new(front.unwrap());
+        let (store, logs) = parts.unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let port = listener.address.port();
         // As `rotifer serve` leaves it for our own command line.
-        let place = format!("https://{}\n{}\n", listener.address, settings.region);
+        let Settings { region, account, .. } = &*settings;
+        let place = format!("https://{}\n{region}\n{account}\n", listener.address);
         state.write("endpoint", place.as_bytes()).unwrap();
         let (end, ended) = oneshot::channel::<()>();
         tokio::spawn(listener.serve(Arc::clone(&front), acceptor, async {
             let _dropped = ended.await;
         }));
-        let mut world =
-            Self { front, worker, port, directory, image: String::new(), clock, _end: end };
+        let mut world = Self {
+            front,
+            worker,
+            port,
+            directory,
+            image: String::new(),
+            store,
+            logs,
+            clock,
+            _end: end,
+        };
         let image = json!({
             "name": "app", "codeArtifact": {"uri": "s3://b/app.zip"},
             "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
@@ -133,7 +154,7 @@ impl World {
         });
         let made = world.call("POST", "microvm-images", &image);
         world.image = made["imageArn"].as_str().unwrap().to_owned();
-        world.until_image("CREATED").await;
+        world.until_image(&world.image, "CREATED").await;
         world
     }
 
@@ -146,6 +167,14 @@ impl World {
         let vm = Vm { id: text("microvmId"), host: text("endpoint") };
         self.until_phase(&vm, Phase::Running).await;
         vm
+    }
+
+    /// A running microVM that lets in who has a shell's token, too.
+    pub async fn vm_with_shell(&self) -> Vm {
+        let ingress = ["SHELL_INGRESS", "HTTP_INGRESS"].map(|word| {
+            format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{word}")
+        });
+        self.vm(json!({ "ingressNetworkConnectors": ingress })).await
     }
 
     /// A token for ports of the app.
@@ -211,14 +240,30 @@ impl World {
     }
 
     /// Asks until an image has come to a state, as clients of the service do.
-    async fn until_image(&self, state: &str) {
-        let path = format!("microvm-images/{}", self.image.replace(':', "%3A"));
+    pub async fn until_image(&self, image: &str, state: &str) {
+        let path = format!("microvm-images/{}", image.replace(':', "%3A"));
         let asked = async {
             while self.call("GET", &path, &Value::Null)["state"] != state {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         within(asked).await;
+    }
+
+    /// A build that is held back says something, once it has begun.
+    pub async fn says(&self, image: &str, number: u32, text: &str) {
+        let id = VersionId { image: image.into(), number };
+        let version = async {
+            loop {
+                match records::version(&self.store, &id) {
+                    Ok(version) => return version,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let lines = LogBook::new(Arc::clone(&self.logs)).of_build(&within(version).await);
+        lines.say(text);
+        within(lines.flushed()).await;
     }
 
     pub fn gates(&self) -> &Gates {
@@ -252,6 +297,18 @@ impl TestWorker {
         self.directory.join(format!("{port}.sock"))
     }
 
+    /// From now on builds do not end.
+    pub fn hold_builds(&self) {
+        *self.held_builds.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// Ends those that were held back.
+    pub fn release_builds(&self, result: Result<(), &str>) {
+        for (version, reports) in self.held_builds.lock().unwrap().take().unwrap() {
+            reports.send(built(version, result)).unwrap();
+        }
+    }
+
     /// From now on resumes do not end.
     pub fn hold_resumes(&self) {
         *self.held.lock().unwrap() = Some(Vec::new());
@@ -262,6 +319,19 @@ impl TestWorker {
         for (id, reports) in self.held.lock().unwrap().take().unwrap() {
             reports.send(Report::Microvm { id, event, reason: None }).unwrap();
         }
+    }
+}
+
+/// How a build ended.
+fn built(version: VersionId, result: Result<(), &str>) -> Report {
+    let snapshot = SnapshotBuild {
+        memory_snapshot_size_in_bytes: 1,
+        code_install_size_in_bytes: 1,
+        disk_snapshot_size_in_bytes: 1,
+    };
+    match result {
+        Ok(()) => Report::BuildSucceeded { version, snapshot },
+        Err(reason) => Report::BuildFailed { version, reason: reason.to_owned() },
     }
 }
 
@@ -279,13 +349,11 @@ impl Worker for TestWorker {
         let microvm = |id, event| say(Report::Microvm { id, event, reason: None });
         match action {
             Action::Build(version) => {
-                let snapshot = SnapshotBuild {
-                    memory_snapshot_size_in_bytes: 1,
-                    code_install_size_in_bytes: 1,
-                    disk_snapshot_size_in_bytes: 1,
-                };
                 say(Report::BuildStarted { version: version.clone() });
-                say(Report::BuildSucceeded { version, snapshot });
+                match &mut *self.held_builds.lock().unwrap() {
+                    Some(held) => held.push((version, reports.clone())),
+                    None => say(built(version, Ok(()))),
+                }
             }
             Action::Launch(id) => microvm(id, Event::Launched),
             Action::Suspend(id) => microvm(id, Event::Suspended),

@@ -124,3 +124,18 @@ fn what_a_killed_addition_left_is_removed_by_the_next() {
     import(&store, "x", &layout(directory.path(), "arm64", false)).unwrap();
     assert!(!left.exists());
 }
+
+#[test]
+fn what_is_removed_takes_only_its_own_layers_along() {
+    let (directory, store) = store();
+    let layout = layout(directory.path(), "arm64", false);
+    let (base, _) = (import(&store, "a", &layout).unwrap(), import(&store, "b", &layout).unwrap());
+    let read = || store.read_layer(&base.layers[0], &mut Vec::new());
+    store.remove("docker.io/library/a").unwrap();
+    assert!(
+        store.get("a").is_err() && store.remove("a").unwrap_err().to_string().contains("a:latest")
+    );
+    read().unwrap();
+    store.remove("b").unwrap();
+    read().unwrap_err();
+}
