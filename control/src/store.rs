@@ -4,10 +4,14 @@
 //! synced before [`Store::write`] returns; what fails leaves everything as it was. The bodies of
 //! fleet records are JSON, so `sqlite3 rotifer.db` shows an operator all there is.
 
+mod reserve;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
+
+use self::reserve::Reserve;
 
 /// The version of the tables below. One that is newer is refused.
 const SCHEMA_VERSION: i64 = 2;
@@ -63,6 +67,7 @@ CREATE INDEX phase_change_by_time ON phase_change (time);
 #[derive(Debug)]
 pub struct Store {
     connection: Mutex<Connection>,
+    reserve: Reserve,
 }
 
 /// Why metadata cannot be read or written. Nothing has changed then.
@@ -129,7 +134,19 @@ impl Store {
             SCHEMA_VERSION => {}
             _ => return Err(StoreError::Version { path: path.into(), found }),
         }
-        Ok(Self { connection: Mutex::new(connection) })
+        let reserve = Reserve::beside(path);
+        reserve.make();
+        Ok(Self { connection: Mutex::new(connection), reserve })
+    }
+
+    /// Before a change that gives room back: on a full disk it may use what is reserved.
+    pub fn make_way(&self) {
+        self.reserve.give_up();
+    }
+
+    /// Reserves room again, if it was used and there is plenty.
+    pub fn keep_reserve(&self) {
+        self.reserve.make();
     }
 
     /// Reads, in a transaction: all of it is of one moment.
