@@ -147,9 +147,12 @@ impl Given {
         match word {
             // They need no daemon's directory.
             "completions" => {
-                let name = self.texts()?.pop().unwrap_or_default();
+                let shell = match &self.texts()?[..] {
+                    [name] => Shell::named(name),
+                    _ => None,
+                };
                 let needs = || Error::Operand { word: word.into(), what: "bash, zsh or fish" };
-                return Ok(Command::Completions(Shell::named(&name).ok_or_else(needs)?));
+                return Ok(Command::Completions(shell.ok_or_else(needs)?));
             }
             "base" => {
                 let config = config.ok_or(Error::NoConfig)?;
@@ -328,6 +331,7 @@ mod tests {
             "base rm x y --config c",
             "completions",
             "completions tcsh",
+            "completions bash zsh",
             "doctor x",
             "usage x y",
             "usage --since yesterday",

@@ -1,4 +1,4 @@
-//! `rotifer ps`, `images`, `run`, `suspend`, `resume`, `rm`, `logs`: thin over the API.
+//! The commands that ask the daemon: `rotifer ps`, `images`, `run`, `build` and their like, thin over the API.
 
 mod build;
 mod logs;

@@ -136,6 +136,7 @@ impl Lambda {
                         kept_back.pop_front();
                     }
                     driver.tick();
+                    driver.parts.store.keep_reserve();
                     next_tick = Instant::now() + TICK;
                 }
             }
@@ -172,6 +173,9 @@ impl Lambda {
             let mut answer = error.answer(crate::answer::Protocol::RestJson);
             answer.headers.push(("retry-after", "1".into()));
             return Ok(answer);
+        }
+        if call.method == "DELETE" {
+            self.driver.parts.store.make_way();
         }
         let answer = self.driver.decide(&operation, input)?;
         Ok(if has_output { Answer::json(status, &answer) } else { Answer::empty(status) })

@@ -1,5 +1,6 @@
 //! `rotifer`: the daemon, and what its users need on the command line.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use rotifer_control::cli::{self, Command};
@@ -13,16 +14,13 @@ fn main() -> ExitCode {
     let result: Result<ExitCode, Box<dyn std::error::Error>> =
         match cli::parse(std::env::args_os().skip(1)) {
             Ok(Command::Help) => {
-                print!("{}", cli::table::help());
-                return ExitCode::SUCCESS;
+                return print(&cli::table::help());
             }
             Ok(Command::Version) => {
-                println!("rotifer {}", env!("CARGO_PKG_VERSION"));
-                return ExitCode::SUCCESS;
+                return print(&format!("rotifer {}\n", env!("CARGO_PKG_VERSION")));
             }
             Ok(Command::Completions(shell)) => {
-                print!("{}", shell.script());
-                return ExitCode::SUCCESS;
+                return print(&shell.script());
             }
             Ok(Command::Doctor(wish)) => doctor::run(&wish).map_err(Into::into),
             Ok(Command::Base(wish)) => done(bases::run(&wish)),
@@ -43,6 +41,14 @@ fn main() -> ExitCode {
             eprintln!("rotifer: {}", report(&*error));
             failure
         }
+    }
+}
+
+/// Who does not want to read it all may go.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

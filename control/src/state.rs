@@ -6,7 +6,8 @@
 //! ca.pem, ca.key      the authority that signs the endpoint's certificate; the key is 0600
 //! endpoint            where the daemon listens
 //! seal.key            what tokens are sealed with; 0600
-//! rotifer.db          metadata
+//! rotifer.db          metadata; its log and index beside it
+//! rotifer.reserve     room for changes that give more of it back
 //! objects/            contents of the buckets
 //! ```
 

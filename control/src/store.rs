@@ -4,10 +4,14 @@
 //! synced before [`Store::write`] returns; what fails leaves everything as it was. The bodies of
 //! fleet records are JSON, so `sqlite3 rotifer.db` shows an operator all there is.
 
+mod reserve;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
+
+use self::reserve::Reserve;
 
 /// The version of the tables below. One that is newer is refused.
 const SCHEMA_VERSION: i64 = 2;
@@ -63,12 +67,15 @@ CREATE INDEX phase_change_by_time ON phase_change (time);
 #[derive(Debug)]
 pub struct Store {
     connection: Mutex<Connection>,
+    reserve: Reserve,
 }
 
 /// Why metadata cannot be read or written. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum StoreError {
+    #[error("there is no room for the database {path:?}: its disk is full")]
+    Full { path: PathBuf },
     #[error("cannot open the database {path:?}")]
     Open { path: PathBuf, source: rusqlite::Error },
     #[error(
@@ -84,8 +91,11 @@ pub enum StoreError {
 impl StoreError {
     /// Whether room on the disk is what is missing.
     pub fn is_full(&self) -> bool {
-        let (Self::Open { source, .. } | Self::Use { source, .. }) = self else { return false };
-        source.sqlite_error_code() == Some(ErrorCode::DiskFull)
+        match self {
+            Self::Full { .. } => true,
+            Self::Use { source, .. } => lacks_room(source),
+            _ => false,
+        }
     }
 
     /// For `map_err`.
@@ -105,7 +115,10 @@ pub fn attempt<T>(
 impl Store {
     /// Opens the database, and makes it at the first time.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Open { path: path.into(), source };
+        let failed = |source| match lacks_room(&source) {
+            true => StoreError::Full { path: path.into() },
+            false => StoreError::Open { path: path.into(), source },
+        };
         let mut connection = Connection::open(path).map_err(failed)?;
         let prepare = |connection: &Connection| {
             connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -113,6 +126,7 @@ impl Store {
             connection.pragma_update(None, "foreign_keys", true)?;
             connection.query_row("PRAGMA user_version", [], |row| row.get(0))
         };
+        keep_log(&connection).map_err(failed)?;
         let found: i64 = prepare(&connection).map_err(failed)?;
         match found {
             0 => migrate(&mut connection, &[SCHEMA, SCHEMA_2]).map_err(failed)?,
@@ -120,7 +134,19 @@ impl Store {
             SCHEMA_VERSION => {}
             _ => return Err(StoreError::Version { path: path.into(), found }),
         }
-        Ok(Self { connection: Mutex::new(connection) })
+        let reserve = Reserve::beside(path);
+        reserve.make();
+        Ok(Self { connection: Mutex::new(connection), reserve })
+    }
+
+    /// Before a change that gives room back: on a full disk it may use what is reserved.
+    pub fn make_way(&self) {
+        self.reserve.give_up();
+    }
+
+    /// Reserves room again, if it was used and there is plenty.
+    pub fn keep_reserve(&self) {
+        self.reserve.make();
     }
 
     /// Reads, in a transaction: all of it is of one moment.
@@ -150,6 +176,30 @@ impl Store {
     /// A panic of another thread has rolled its transaction back: the connection is as good as before.
     fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lacks_room(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error();
+    // The second is what it says of the index of the log, which lies beside it.
+    code.is_some_and(|code| {
+        code.code == ErrorCode::DiskFull || code.extended_code == ffi::SQLITE_IOERR_SHMSIZE
+    })
+}
+
+/// The log (WAL) stays as long as it is at the end. What the next daemon needs to begin it finds there, also on a
+/// disk that is full by then.
+fn keep_log(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let mut keep: std::ffi::c_int = 1;
+    // SAFETY: the connection is open, the name ends with a zero, and this operation takes a pointer to an int.
+    let code = unsafe {
+        let operation = ffi::SQLITE_FCNTL_PERSIST_WAL;
+        let argument = (&raw mut keep).cast();
+        ffi::sqlite3_file_control(connection.handle(), c"main".as_ptr(), operation, argument)
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
     }
 }
 

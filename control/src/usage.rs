@@ -113,7 +113,10 @@ pub fn answer(
             "microvm" => {
                 wanted = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
             }
-            _ => {}
+            _ => {
+                let text = format!("There is no parameter '{name}' here.");
+                return Err(ServiceError::new(400, "ValidationException", text));
+            }
         }
     }
     let notes = read(store, wanted.as_deref())?;

@@ -119,6 +119,10 @@ fn a_full_disk_is_told_in_each_services_words_and_loses_nothing() {
     daemon = daemon.kill_and_start_again();
     let done: Vec<&str> = done.trim().split(' ').skip(1).collect();
     run(&daemon, &[&["check"], &done[..]].concat());
+    // One that was stopped with room to spare starts when somebody else has taken it, and gives back what it has.
+    daemon = daemon.stop_and_start_again(|_| ());
+    daemon = daemon.stop_and_start_again(|daemon| drop(run(daemon, &["refill"])));
+    run(&daemon, &["check-again"]);
     daemon.stop();
 }
 

@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_doctor_names_the_remedy_of_all_that_is_wrong() {
-    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state").display().to_string();
     let config = directory.path().join("settings.json");
     fs::write(&config, r#"{"host": {"vmm": "vmm", "kernel": "Image", "initramfs": "i"}}"#).unwrap();

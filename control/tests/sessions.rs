@@ -159,6 +159,21 @@ async fn a_shell_that_is_ended_leaves_the_terminal_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shell_that_takes_nothing_any_more_can_be_left() {
+    let world = World::new().await;
+    world.start_agent();
+    let vm = world.vm_with_shell().await;
+    let mut terminal = Terminal::open(24, 80);
+    let before = terminal.modes();
+    let mut shell = terminal.run(&world, &vm);
+    terminal.type_in("trap '' INT; echo $((6*7)); exec sleep 100000\n");
+    terminal.shows("42");
+    terminal.type_in("\x03\r~.");
+    assert_eq!(within(shell.wait()).await.unwrap().code(), Some(255));
+    assert_eq!(told(&terminal.modes()), told(&before));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shell_without_a_terminal_reads_commands() {
     let world = World::new().await;
     world.start_agent();

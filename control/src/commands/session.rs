@@ -57,6 +57,8 @@ pub enum SessionError {
     Write(#[source] io::Error),
     #[error("ended by a signal")]
     Signal,
+    #[error("left; what ran there is ended")]
+    Left,
 }
 
 impl From<SocketError> for SessionError {
@@ -101,7 +103,7 @@ pub async fn run(client: &Client, id: &str, command: Value) -> Result<u8, Sessio
     tokio::select! {
         status = output(hears, &credit) => status,
         () = send(says, sent) => Err(SessionError::Cut),
-        () = input(&credit, &messages) => Err(SessionError::Cut),
+        () = input(&credit, &messages, raw.is_some()) => Err(SessionError::Left),
         () = resizes(&messages), if has_terminal => Err(SessionError::Cut),
         // Whatever else ends this process leaves the terminal as it was.
         result = ended(), if raw.is_some() => result,
@@ -207,10 +209,14 @@ async fn send(
     std::future::pending().await
 }
 
-/// Passes the input on, as fast as the command takes it, and its end.
-async fn input(credit: &Semaphore, messages: &mpsc::Sender<Message>) {
-    let mut chunks = stdin();
+/// Passes the input on, as fast as the command takes it, and its end. Comes back when somebody at a terminal
+/// wants to leave.
+async fn input(credit: &Semaphore, messages: &mpsc::Sender<Message>, is_typed: bool) {
+    let (mut chunks, mut escape) = (stdin(), Escape::default());
     while let Some(chunk) = chunks.recv().await {
+        if is_typed && escape.is_in(&chunk) {
+            return;
+        }
         // Never more than all that there is, so it comes.
         let Ok(taken) = credit.acquire_many(chunk.len() as u32).await else { break };
         taken.forget();
@@ -218,6 +224,23 @@ async fn input(credit: &Semaphore, messages: &mpsc::Sender<Message>) {
     }
     let _ended = messages.send(frame(kind::STDIN_ENDS, b"")).await;
     std::future::pending().await
+}
+
+/// Enter, `~`, `.`: what to type when the other side takes nothing any more. It is passed on all the same.
+#[derive(Default)]
+struct Escape {
+    /// What was typed last.
+    last: [u8; 2],
+}
+
+impl Escape {
+    fn is_in(&mut self, typed: &[u8]) -> bool {
+        typed.iter().any(|byte| {
+            let before = self.last;
+            self.last = [before[1], *byte];
+            matches!((before, byte), ([b'\r' | b'\n' | 0, b'~'], b'.'))
+        })
+    }
 }
 
 /// Reads the input in a thread, which nobody waits for: it may never come back from a terminal.
@@ -270,4 +293,27 @@ fn frame(kind: u8, payload: &[u8]) -> Message {
     frame.push(kind);
     frame.extend_from_slice(payload);
     Message::binary(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_left_at_the_beginning_of_a_line_only() {
+        let leaves = |typed: &[&str]| {
+            let mut escape = Escape::default();
+            typed.iter().any(|typed| escape.is_in(typed.as_bytes()))
+        };
+        assert!(leaves(&["~."]) && leaves(&["ls\r~."]) && leaves(&["ls\r", "~", "."]));
+        assert!(!leaves(&["ls ~."]) && !leaves(&["\r~~."]) && !leaves(&["\r~/."]));
+    }
+
+    #[test]
+    fn an_exit_status_is_the_commands_or_its_signals() {
+        assert_eq!(status(br#"{"code": 7, "timed_out": false}"#), Some(7));
+        assert_eq!(status(br#"{"signal": 9, "timed_out": false}"#), Some(137));
+        assert_eq!(status(b"{}"), None);
+        assert_eq!(status(b"7"), None);
+    }
 }

@@ -435,6 +435,7 @@ impl Objects {
     async fn delete_all(&self, bucket: String, keys: Vec<String>) -> S3Result<()> {
         let deleted = self
             .with_store(move |store| {
+                store.make_way();
                 store.write(|transaction| {
                     let delete = |key: &String| catalog::delete(transaction, &bucket, key);
                     keys.iter().map(delete).collect::<Result<Vec<_>, _>>()

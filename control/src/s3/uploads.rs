@@ -220,6 +220,7 @@ impl Objects {
     pub(super) async fn abort_upload(&self, input: AbortMultipartUploadInput) -> S3Result<()> {
         let removed = self
             .with_store(move |store| {
+                store.make_way();
                 store.write(|transaction| {
                     catalog::upload(transaction, &input.bucket, &input.key, &input.upload_id)?;
                     let parts = catalog::parts(transaction, &input.upload_id)?;

@@ -142,6 +142,10 @@ impl Daemon {
     pub fn kill_and_start_again(mut self) -> Self {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.start_again()
+    }
+
+    fn start_again(mut self) -> Self {
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
         let disk = self.disk.take();
         Self::start_in(directory, disk)
@@ -149,6 +153,17 @@ impl Daemon {
 
     /// Ends it as an operator does, which has to succeed.
     pub fn stop(mut self) {
+        self.end();
+    }
+
+    /// The same, and starts it again after something else was done.
+    pub fn stop_and_start_again(mut self, meanwhile: impl FnOnce(&Self)) -> Self {
+        self.end();
+        meanwhile(&self);
+        self.start_again()
+    }
+
+    fn end(&mut self) {
         let kill = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         assert!(kill.success());
         let end = Instant::now() + DEADLINE;

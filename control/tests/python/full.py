@@ -169,10 +169,23 @@ elif sys.argv[2] == "fill":
     fill(0)
     done = try_all("last")
     print("ok", " ".join(kind for kind, is_done in done.items() if is_done), flush=True)
+elif sys.argv[2] == "refill":
+    fill(0)
+elif sys.argv[2] == "check-again":
+    assert s3.get_object(Bucket="bucket", Key="after")["Body"].read() == body("after")
+    assert attempt("s3", put, "one more") is None
+    for key in ("after", "kept"):
+        s3.delete_object(Bucket="bucket", Key=key)
+        assert is_there(s3.get_object, Bucket="bucket", Key=key) is None
+    lambda_.delete_microvm_image(imageIdentifier=image("spare")["imageArn"])
+    os.remove(FILL)
+    put("at last")
 else:
     assert s3.get_object(Bucket="bucket", Key="kept")["Body"].read() == body("kept")
     os.remove(FILL)
     done = {kind: kind in sys.argv[3:] for kind in ("object", "upload", "role", "event", "image", "again")}
     check("last", done)
     put("after")
+    lambda_.create_microvm_image(name="image-spare", **IMAGE)
+    builds_end(["spare"])
     print("ok check", flush=True)
