@@ -18,7 +18,7 @@ import zipfile
 import boto3
 import botocore.config
 
-from host import Host, until
+from host import serving, until
 
 HERE = pathlib.Path(__file__).parent
 IMAGE = "arn:aws:lambda:us-east-1:000000000000:microvm-image:mine"
@@ -222,10 +222,7 @@ class Journey:
 
 
 def main():
-    host = Host()
-    try:
-        host.prepare()
-        host.start()
+    with serving() as host:
         journey = Journey(host)
         journey.connect()
         journey.note("the daemon serves")
@@ -234,11 +231,6 @@ def main():
         journey.endpoints(one, two)
         journey.crashes(one, two)
         journey.ends(one, two)
-    except BaseException:
-        print(host.tail())
-        raise
-    finally:
-        host.stop()
 
 
 main()
