@@ -34,6 +34,7 @@ HELLO = {"message": "Hello from Lambda MicroVM!"}
 # Each question starts a Python; the build needs the CPUs, too.
 PAUSE_SECONDS = 3
 SHOWN_LINES = 14
+SHOWN_COLUMNS = 110
 
 
 class Shell:
@@ -53,34 +54,30 @@ class Shell:
             ["bash", "-c", command], cwd=self.directory, env=self.variables, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=DEADLINE_SECONDS)
 
-    def type(self, command, is_refused=False):
-        """What the command answers. It has to succeed, or to be refused: then that is its answer."""
-        print(f"\n$ {command}", flush=True)
+    def type(self, command, is_refused=False, keep=None):
+        """What the command answers. It has to succeed, or to be refused: then that is its answer. `keep` names a
+        variable that has the answer from then on."""
+        show(f"{keep}=$({command})" if keep else command)
         begin = time.monotonic()
         done = self.quietly(command)
         seconds = time.monotonic() - begin
         lines = (done.stdout + done.stderr).strip().splitlines()
         for line in lines[:SHOWN_LINES] + (["..."] if len(lines) > SHOWN_LINES else []):
-            print(f"    {line}")
+            print(f"    {line[:SHOWN_COLUMNS]}")
         print(f"    [{seconds:.1f} s]", flush=True)
         assert (done.returncode != 0) == is_refused, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
-        return (done.stderr if is_refused else done.stdout).strip()
+        answer = (done.stderr if is_refused else done.stdout).strip()
+        if keep:
+            assert answer, f"{command}: no answer"
+            self.variables[keep] = answer
+        return answer
 
     def json(self, command):
         return json.loads(self.type(command))
 
-    def keep(self, name, command):
-        """Has what the command prints in a variable."""
-        print(f"\n$ {name}=$({command})", flush=True)
-        done = self.quietly(command)
-        assert done.returncode == 0 and done.stdout.strip(), done
-        self.variables[name] = done.stdout.strip()
-        shown = self.variables[name]
-        print(f"    {shown if len(shown) < 100 else shown[:60] + '...'}", flush=True)
-
     def until(self, command, wanted, passing):
         """Repeats a question until the answer is what is awaited; on the way it may be one of some others."""
-        print(f"\n$ {command}      # until it is {wanted}", flush=True)
+        show(f"{command}      # until it is {wanted}")
         begin = time.monotonic()
         while (answer := self.quietly(command).stdout.strip()) != wanted:
             assert answer in passing, f"{command}: {answer}"
@@ -91,6 +88,12 @@ class Shell:
 
 def say(text):
     print(f"\n== {text}", flush=True)
+
+
+def show(command):
+    if len(command) > SHOWN_COLUMNS:
+        command = command.replace(" --", " \\\n      --")
+    print(f"\n$ {command}", flush=True)
 
 
 def package(shell):
@@ -138,7 +141,7 @@ class Log:
     def __init__(self, host, name):
         # There is no log before its first line.
         follow = f"{host.directory}/bin/rotifer logs -f {name} --state {host.state} 2>/dev/null"
-        print(f"\n$ rotifer logs -f {name} &", flush=True)
+        show(f"rotifer logs -f {name} &")
         words = [os.environ["ROTIFER_X"], "host", "exec", "-n", f"until {follow}; do sleep 1; done"]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         self.begin = time.monotonic()
@@ -163,7 +166,7 @@ def launch(shell):
         f"aws lambda-microvms run-microvm --image-identifier {IMAGE} --execution-role-arn "
         f"arn:aws:iam::{ACCOUNT}:role/MicroVMExecutionRole --idle-policy '{IDLE}' --region us-east-1 --query microvmId "
         "--output text")
-    shell.keep("MICROVM", run)
+    shell.type(run, keep="MICROVM")
     details = shell.json(
         "aws lambda-microvms get-microvm --microvm-id $MICROVM --region us-east-1 --query "
         "'{state: state, endpoint: endpoint, imageArn: imageArn, imageVersion: imageVersion, idlePolicy: idlePolicy, "
@@ -173,7 +176,7 @@ def launch(shell):
     assert (details["idlePolicy"], details["maximumDurationInSeconds"]) == (json.loads(IDLE), 28800), details
     # The host's port is another one on this machine.
     shell.variables["ENDPOINT"] = f"{details['endpoint']}:{shell.port}"
-    print(f"\n$ ENDPOINT={shell.variables['ENDPOINT']}")
+    show(f"ENDPOINT={shell.variables['ENDPOINT']}")
 
 
 def hello(shell, why=""):
@@ -185,9 +188,10 @@ def hello(shell, why=""):
 
 def use(shell):
     say("Generate an auth token, and hit the endpoint")
-    shell.keep(
-        "TOKEN", "aws lambda-microvms create-microvm-auth-token --microvm-id $MICROVM --expiration-in-minutes 60 "
-        "--allowed-ports port=8080 --region us-east-1 --query 'authToken.\"X-aws-proxy-auth\"' --output text")
+    shell.type(
+        "aws lambda-microvms create-microvm-auth-token --microvm-id $MICROVM --expiration-in-minutes 60 "
+        "--allowed-ports port=8080 --region us-east-1 --query 'authToken.\"X-aws-proxy-auth\"' --output text",
+        keep="TOKEN")
     hello(shell)
     assert "missing authentication" in shell.type("curl -s https://$ENDPOINT/")
     refused = shell.type('curl -s -H "X-aws-proxy-auth: $TOKEN" -H "X-aws-proxy-port: 5000" https://$ENDPOINT/')
