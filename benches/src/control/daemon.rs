@@ -9,15 +9,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tempfile::TempDir;
 
 use super::client::Client;
 use crate::artifacts::Artifacts;
+use crate::bench::Setup;
 use crate::vm::Process;
 
-/// Disks that snapshots and builds are kept on, as they are where people use this. (Sockets are below,
-/// whose paths have to be short.)
-const DISKS: [&str; 2] = ["/var/rotifer", "/var/tmp"];
 const MANY: u32 = 100_000;
 
 /// `rotifer serve`. Dropping it ends it, with all that it has started.
@@ -25,8 +22,6 @@ pub struct Daemon {
     process: Process,
     client: Client,
     state: PathBuf,
-    // After the process, which writes there.
-    _directory: TempDir,
 }
 
 impl Daemon {
@@ -34,14 +29,15 @@ impl Daemon {
     ///
     /// # Errors
     /// An artifact is missing, or it does not serve.
-    pub fn start(artifacts: &Artifacts) -> Result<Self> {
-        let disk = DISKS.into_iter().find(|path| Path::new(path).is_dir()).context("no disk")?;
-        let directory = tempfile::Builder::new().prefix("b").tempdir_in(disk);
-        let directory = directory.context("cannot make a directory for the daemon")?;
-        let path = directory.path();
+    pub fn start(setup: &Setup) -> Result<Self> {
+        let (artifacts, path) = (&setup.artifacts, setup.scratch());
         let store = path.join("store");
         for name in ["bases", "layers"] {
-            link_all(&artifacts.source().join("build-store").join(name), &store.join(name))?;
+            stage_all(
+                artifacts,
+                &artifacts.source().join("build-store").join(name),
+                &store.join(name),
+            )?;
         }
         let builds = json!({
             "vmm": artifacts.vmm()?, "kernel": artifacts.kernel()?,
@@ -62,11 +58,12 @@ impl Daemon {
         for (name, value) in [("builds.json", builds), ("settings.json", settings)] {
             fs::write(path.join(name), value.to_string()).context("cannot write settings")?;
         }
+        // Sockets are below, whose paths have to be short.
         let state = path.join("s");
         let program = artifacts.other(&artifacts.source().join("rotifer"))?;
         let (process, address) = serve(&program, path, &state)?;
         let client = Client::new(&address, &state)?;
-        Ok(Self { process, client, state, _directory: directory })
+        Ok(Self { process, client, state })
     }
 
     /// A client of it.
@@ -101,15 +98,15 @@ fn serve(program: &Path, directory: &Path, state: &Path) -> Result<(Process, Str
     bail!("the daemon does not serve:\n{}", process.log())
 }
 
-/// Links to all that is in a directory, in a new one.
-fn link_all(from: &Path, to: &Path) -> Result<()> {
+/// Copies of all that is in a directory, under their names in a new one.
+fn stage_all(artifacts: &Artifacts, from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     let entries = fs::read_dir(from)
         .with_context(|| format!("there is no base image in {}: ./x makes it", from.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot list {}", from.display()))?;
-        let link = to.join(entry.file_name());
-        symlink(entry.path(), &link).with_context(|| format!("cannot make {}", link.display()))?;
+        let (copy, link) = (artifacts.other(&entry.path())?, to.join(entry.file_name()));
+        symlink(copy, &link).with_context(|| format!("cannot make {}", link.display()))?;
     }
     Ok(())
 }
