@@ -17,7 +17,7 @@ use crate::vm::{DEADLINE, Process};
 /// More than any answer has.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
 /// Done, with and without a body.
-const GOOD: [&[u8]; 2] = [b"HTTP/1.1 200", b"HTTP/1.1 204"];
+const GOOD: [&[u8]; 3] = [b"HTTP/1.1 200", b"HTTP/1.1 201", b"HTTP/1.1 204"];
 
 /// Watches for the API's socket.
 #[derive(Debug)]
@@ -132,20 +132,7 @@ impl Api {
     /// # Errors
     /// It is none, or no good one.
     pub fn receive(&mut self) -> Result<String> {
-        let mut answer = Vec::new();
-        let mut piece = [0; 1024];
-        while !is_whole(&answer) {
-            let count = self.stream.read(&mut piece).context("cannot read the API's answer")?;
-            if count == 0 || answer.len() > ANSWER_MAX_BYTES {
-                bail!("the API's answer is none: {}", String::from_utf8_lossy(&answer));
-            }
-            answer.extend_from_slice(piece.get(..count).unwrap_or_default());
-        }
-        if !GOOD.iter().any(|status| answer.starts_with(status)) {
-            bail!("the API refuses: {}", String::from_utf8_lossy(&answer));
-        }
-        let answer = String::from_utf8_lossy(&answer);
-        Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        receive(&mut self.stream)
     }
 }
 
@@ -153,6 +140,27 @@ impl AsFd for Api {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
+}
+
+/// Waits for an answer, and returns its body.
+///
+/// # Errors
+/// It is none, or no good one.
+pub fn receive(stream: &mut impl Read) -> Result<String> {
+    let mut answer = Vec::new();
+    let mut piece = [0; 1024];
+    while !is_whole(&answer) {
+        let count = stream.read(&mut piece).context("cannot read the API's answer")?;
+        if count == 0 || answer.len() > ANSWER_MAX_BYTES {
+            bail!("the API's answer is none: {}", String::from_utf8_lossy(&answer));
+        }
+        answer.extend_from_slice(piece.get(..count).unwrap_or_default());
+    }
+    if !GOOD.iter().any(|status| answer.starts_with(status)) {
+        bail!("the API refuses: {}", String::from_utf8_lossy(&answer));
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 
 /// Whether the head of an answer is there, and as much behind it as the head says.

@@ -61,6 +61,11 @@ impl Artifacts {
         &self.stage
     }
 
+    /// Where they were made.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
     /// The VMM under test.
     ///
     /// # Errors

@@ -10,7 +10,9 @@ use crate::cli::Arguments;
 use crate::host::Host;
 use crate::probe::mapping;
 use crate::record::{Recorder, Side};
-use crate::{block, boot, clone, fault, fork, idle, memory, net, networks, resume, suspend, vsock};
+use crate::{
+    block, boot, clone, control, fault, fork, idle, memory, net, networks, resume, suspend, vsock,
+};
 
 /// A benchmark.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub struct Benchmark {
     pub run: fn(&Setup) -> Result<Recorder>,
 }
 
-const BENCHMARKS: [Benchmark; 12] = [
+const BENCHMARKS: [Benchmark; 13] = [
     Benchmark {
         name: "boot",
         about: "process start to the agent's answer, with what happens in between",
@@ -78,6 +80,11 @@ const BENCHMARKS: [Benchmark; 12] = [
         name: "fault",
         about: "a restored guest touches pages here and there: the cost of each",
         run: fault::run,
+    },
+    Benchmark {
+        name: "api",
+        about: "image builds, launches, requests and resumes through the control plane",
+        run: control::run,
     },
     Benchmark { name: "idle", about: "what idle guests cost the host's CPUs", run: idle::run },
 ];

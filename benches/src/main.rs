@@ -12,6 +12,7 @@ mod block;
 mod boot;
 mod cli;
 mod clone;
+mod control;
 mod fault;
 mod fork;
 mod guest;

@@ -85,6 +85,11 @@ impl Recorder {
         }
     }
 
+    /// Takes what another one has, of other metrics.
+    pub fn extend(&mut self, other: Self) {
+        self.series.extend(other.series);
+    }
+
     /// What was collected.
     pub fn into_series(self) -> Vec<Series> {
         self.series

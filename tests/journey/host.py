@@ -1,7 +1,10 @@
 """The host with the daemon on it, as seen from this machine."""
 
+import contextlib
 import json
 import os
+import pathlib
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -11,19 +14,23 @@ import time
 ARTIFACTS = os.environ["ROTIFER_ARTIFACTS"]
 # The machine may be emulated, and busy with other things.
 DEADLINE_SECONDS = 900
-PORT = 8443
 # This machine, as an emulated host's network has it.
 OUTSIDE = "10.0.2.2"
 # What the journey's connectors can let through.
 SUBNETS = {"subnet-outside": {"allow": [f"{OUTSIDE}/32"]}, "subnet-nothing": {}}
+# A disk. (Sockets are below it, whose paths have to be short.)
+DISK = "/var/tmp/rotifer-" if platform.machine() == "aarch64" else "/var/rotifer/"
 
 
 class Host:
-    """One daemon with a directory of its own, removed at the end with all that runs."""
+    """One daemon with a directory and a port of its own; the directory is removed at the end with all that runs."""
 
-    def __init__(self):
-        self.directory = f"/var/rotifer/j{os.getpid()}"
+    def __init__(self, kept_store=None):
+        """What builds keep is removed, too, unless it has a name: then the next one of this name finds it."""
+        self.directory = f"{DISK}j{os.getpid()}"
         self.state = f"{self.directory}/state"
+        self.store = f"{DISK}{kept_store}" if kept_store else f"{self.directory}/store"
+        self.port = 0
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.daemon = None
 
@@ -39,19 +46,18 @@ class Host:
         reads once stays there."""
         a, d = shlex.quote(ARTIFACTS), self.directory
         self.shell(
-            f"rm -rf {d}; mkdir -p {d}/bin {d}/store && cd {a} && cp rotifer rotifer-vmm Image initramfs.cpio {d}/bin && "
-            f"cd build-store && for d in bases layers; do mkdir {d}/store/$d; ln -s $PWD/$d/* {d}/store/$d; done"
+            f"rm -rf {d}; mkdir -p {d}/bin && cd {a} && cp rotifer rotifer-vmm Image initramfs.cpio {d}/bin && "
+            f"cd build-store && for d in bases layers; do mkdir -p {self.store}/$d; "
+            f"ln -sfn $PWD/$d/* {self.store}/$d; done"
         )
+        copies = {"vmm": "rotifer-vmm", "kernel": "Image", "initramfs": "initramfs.cpio"}
         builds = {
-            "vmm": "rotifer-vmm", "kernel": "Image", "initramfs": "initramfs.cpio",
-            "builder_disk": f"{ARTIFACTS}/debian.ext4", "worker": f"{ARTIFACTS}/rotifer-build-worker",
-            "store": "../store", "disk_bytes": 1 << 30, "vcpu_count": 1, "memory_mib": 768,
-            "aliases": {"public.ecr.aws/lambda/microvms:al2023-minimal": "python:3.11"},
+            **example("builds.json"), **copies, "builder_disk": f"{ARTIFACTS}/debian.ext4",
+            "worker": f"{ARTIFACTS}/rotifer-build-worker", "network_file": f"{ARTIFACTS}/network.json",
+            "store": self.store, "disk_bytes": 1 << 30, "vcpu_count": 1, "memory_mib": 768,
         }
-        settings = {"host": {
-            "vmm": "rotifer-vmm", "kernel": "Image", "initramfs": "initramfs.cpio", "builds": "builds.json",
-            "networks": {"directory": f"{d}/networks", "pool": 1, "subnets": SUBNETS},
-        }}
+        networks = {"directory": f"{d}/networks", "pool": 1, "subnets": SUBNETS}
+        settings = {"host": {**example("serve.json")["host"], **copies, "networks": networks}}
         for name, value in [("builds.json", builds), ("settings.json", settings)]:
             self.shell(f"echo {shlex.quote(json.dumps(value))} > {d}/bin/{name}")
 
@@ -59,7 +65,7 @@ class Host:
         """Starts the daemon and waits until it says that it serves."""
         d = self.directory
         script = (
-            f"echo $$ > {d}/daemon.pid; exec {d}/bin/rotifer serve --listen 0.0.0.0:{PORT} --listen-anywhere "
+            f"echo $$ > {d}/daemon.pid; exec {d}/bin/rotifer serve --listen 0.0.0.0:{self.port} --listen-anywhere "
             f"--state {self.state} --config {d}/bin/settings.json"
         )
         self.daemon = subprocess.Popen(
@@ -69,6 +75,9 @@ class Host:
         timer = threading.Timer(DEADLINE_SECONDS, self.daemon.kill)
         timer.start()
         for line in self.daemon.stdout:
+            if line.startswith("endpoint"):
+                # The next one is to be found where clients know it.
+                self.port = int(line.rsplit(":", 1)[1])
             if line.startswith("for a shell"):
                 timer.cancel()
                 return
@@ -93,13 +102,13 @@ class Host:
         text = self.shell(f"{self.directory}/bin/rotifer env --state {self.state}")
         pairs = (line[7:].split("=", 1) for line in text.splitlines() if line.startswith("export "))
         variables = {name: value.strip("'") for name, value in pairs}
-        forward = [os.environ["ROTIFER_X"], "host", "forward", str(PORT)]
+        forward = [os.environ["ROTIFER_X"], "host", "forward", str(self.port)]
         address = subprocess.run(forward, capture_output=True, text=True, check=True).stdout.strip()
         authority = tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False)
         authority.write(self.shell(f"cat {self.state}/ca.pem"))
         authority.close()
         variables["AWS_ENDPOINT_URL"] = f"https://{address}"
-        variables["AWS_CA_BUNDLE"] = authority.name
+        variables["AWS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = authority.name
         return variables
 
     def networks(self):
@@ -121,6 +130,26 @@ class Host:
         self.shell(f"kill -9 {pids}; {pager}; {mounts}; rm -rf {self.directory}", check=False)
         if self.daemon:
             self.daemon.wait(DEADLINE_SECONDS)
+
+
+def example(name):
+    """The settings that users begin with."""
+    return json.loads((pathlib.Path(__file__).parent.parent.parent / "examples" / name).read_text())
+
+
+@contextlib.contextmanager
+def serving(**settings):
+    """A host whose daemon serves. If something fails, what the daemon logged is shown."""
+    host = Host(**settings)
+    try:
+        host.prepare()
+        host.start()
+        yield host
+    except BaseException:
+        print(host.tail())
+        raise
+    finally:
+        host.stop()
 
 
 def until(what, ask, is_it):

@@ -19,7 +19,7 @@ import zipfile
 import boto3
 import botocore.config
 
-from host import Host, until
+from host import serving, until
 from networks import Networks
 
 HERE = pathlib.Path(__file__).parent
@@ -224,10 +224,7 @@ class Journey:
 
 
 def main():
-    host = Host()
-    try:
-        host.prepare()
-        host.start()
+    with serving() as host:
         journey = Journey(host)
         journey.connect()
         journey.note("the daemon serves")
@@ -243,11 +240,6 @@ def main():
             networks.after_a_crash()
             networks.end()
         journey.ends(one, two)
-    except BaseException:
-        print(host.tail())
-        raise
-    finally:
-        host.stop()
 
 
 main()

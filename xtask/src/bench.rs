@@ -7,11 +7,15 @@ use anyhow::{Context, Result};
 use crate::{
     cargo,
     host::{instance::Instance, variant::Variant},
-    image, native,
+    image::{self, Artifact},
+    native,
     paths::Paths,
     runner::{self, Run},
     step::say,
 };
+
+/// The benchmark of the daemon; the others start VMMs only.
+const CONTROL_PLANE: &str = "api";
 
 /// Which benchmarks, and how.
 #[derive(Debug, clap::Args)]
@@ -64,6 +68,9 @@ pub fn main(paths: &Paths, arguments: &BenchArguments) -> Result<i32> {
         return run(vec!["--list".into()]);
     }
     image::make(paths, &image::ALL)?;
+    if arguments.names.iter().any(|name| name == CONTROL_PLANE) {
+        image::make(paths, &[Artifact::Build, Artifact::Rotifer])?;
+    }
     let mut status = 0;
     for name in &arguments.names {
         status = run(words(name, arguments)?)?;

@@ -36,7 +36,7 @@ enum Command {
     /// The emulated ARM64 host: start it, run commands on it, stop it
     #[command(subcommand)]
     Host(HostCommand),
-    /// Run a web app in a microVM, ask it something and show the time line
+    /// Run a web app in a microVM, then the guide to Lambda MicroVMs with the AWS CLI
     Demo(host::Which),
     /// Run benchmarks on the host
     Bench(bench::BenchArguments),

@@ -4,7 +4,7 @@ mod cases;
 mod count;
 mod fuzz;
 mod integration;
-mod journey;
+pub mod journey;
 mod unit;
 
 use std::time::Instant;
