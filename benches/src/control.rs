@@ -73,6 +73,9 @@ pub fn run(setup: &Setup) -> Result<Recorder> {
 fn measure(setup: &Setup, daemon: &Daemon) -> Result<Recorder> {
     let mut recorder = Recorder::default();
     let image = builds(daemon.client(), &mut recorder)?;
+    let first = launch(daemon.client(), &image)?;
+    add(&mut recorder, "first launch of an image: first byte".into(), first.answered);
+    terminate(daemon.client(), &first.id, &mut Recorder::default())?;
     let rounds = setup.rounds(ROUNDS, |_, recorder| round(daemon.client(), &image, recorder))?;
     let count = if setup.quick { AT_ONCE_QUICK } else { AT_ONCE };
     let mut last = Recorder::default();
@@ -190,8 +193,7 @@ fn at_once(client: &Client, image: &str, count: usize, recorder: &mut Recorder) 
         add(recorder, format!("{count} launches at once: first byte of each"), one.answered);
     }
     add(recorder, format!("{count} launches at once: first byte of the last"), all);
-    let mut not_measured = Recorder::default();
-    launched.iter().try_for_each(|one| terminate(client, &one.id, &mut not_measured))
+    launched.iter().try_for_each(|one| terminate(client, &one.id, &mut Recorder::default()))
 }
 
 /// A microVM that has answered, and how long after the beginning each step was done.
