@@ -17,6 +17,7 @@ mod disks;
 mod files;
 mod follow;
 mod hooks;
+mod laps;
 mod lines;
 mod machines;
 mod networks;

@@ -53,7 +53,9 @@ async fn a_microvm_is_run_seen_suspended_resumed_and_removed_by_command() {
         ("run nothing".to_owned(), 1, "there is no image \"nothing\""),
         (format!("rm microvm-x {id}"), 1, "MicroVM not found: microvm-x"),
         (format!("suspend {id}"), 1, "has been terminated"),
-        ("logs app".to_owned(), 1, "does not exist"),
+        ("logs nothing".to_owned(), 1, "there is no image \"nothing\""),
+        // It has said nothing yet.
+        ("logs app".to_owned(), 0, ""),
         ("rm".to_owned(), 2, "needs the id of a microVM"),
     ] {
         let (code, _, said) = rotifer(&world, &line).await;

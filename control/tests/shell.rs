@@ -31,6 +31,7 @@ async fn socket(world: &World, vm: &Vm, offer: &str) -> (Socket, Response) {
 async fn a_shell_is_a_terminal_that_is_typed_into_resized_and_left() {
     let world = World::new().await;
     world.start_agent();
+    world.start_app(&json!({ "command": ["true"], "env": { "OF_THE_IMAGE": "here" } })).await;
     let vm = world.vm_with_shell().await;
     let token = world.shell_token(&vm);
     assert_eq!(world.get(&vm, &token, "/").await.status, 502, "it is no WebSocket");
@@ -46,7 +47,7 @@ async fn a_shell_is_a_terminal_that_is_typed_into_resized_and_left() {
     let resize = json!({ "type": "resize", "cols": 132, "rows": 43 });
     socket.send(Message::text(resize.to_string())).await.unwrap();
     // Text is typed as well as bytes are. What is looked for is not in what is typed, which is echoed.
-    socket.send(Message::text("stty size; echo $TERM-$((6*7))\n")).await.unwrap();
+    socket.send(Message::text("stty size; echo $TERM-${OF_THE_IMAGE:-$((6*7))}\n")).await.unwrap();
     let mut shown = String::new();
     let end = Instant::now() + DEADLINE;
     while !(shown.contains("43 132") && shown.contains("xterm-42")) {

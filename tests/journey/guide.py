@@ -139,10 +139,9 @@ class Log:
     """Shows a log as it comes, with the daemon's own command: version 1 of the AWS CLI has no `aws logs tail`."""
 
     def __init__(self, host, name):
-        # There is no log before its first line.
-        follow = f"{host.directory}/bin/rotifer logs -f {name} --state {host.state} 2>/dev/null"
+        follow = f"{host.directory}/bin/rotifer logs -f {name} --state {host.state}"
         show(f"rotifer logs -f {name} &")
-        words = [os.environ["ROTIFER_X"], "host", "exec", "-n", f"until {follow}; do sleep 1; done"]
+        words = [os.environ["ROTIFER_X"], "host", "exec", "-n", follow]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         self.begin = time.monotonic()
         self.reader = threading.Thread(target=self.read)

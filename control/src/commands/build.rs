@@ -9,7 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
-use super::logs::Tail;
+use super::logs::{Tail, is_missing};
 use super::{CommandError, Commands, FOLLOW_PAUSE, IMAGES, printable, say};
 use crate::client::{ClientError, Content};
 
@@ -119,9 +119,7 @@ impl Commands {
             let tail =
                 tail.get_or_insert_with(|| Tail::of(name, Some(&format!("build/{version}/{id}"))));
             match self.show_more(tail).await {
-                // Nothing was said yet.
-                Err(CommandError::Client(ClientError::Refused { code, .. }))
-                    if code == "ResourceNotFoundException" => {}
+                Err(error) if is_missing(&error) => {}
                 shown => shown?,
             }
             // All that it had said was there when it had ended.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{CommandError, Commands, FOLLOW_PAUSE, MICROVMS, printable, say, short};
-use crate::client::Ask;
+use crate::client::{Ask, ClientError};
 
 /// Where a reader of events is.
 pub struct Tail {
@@ -26,6 +26,12 @@ impl Tail {
     }
 }
 
+/// Whether there is no such log, which begins with its first line.
+pub fn is_missing(error: &CommandError) -> bool {
+    let CommandError::Client(ClientError::Refused { code, .. }) = error else { return false };
+    code == "ResourceNotFoundException"
+}
+
 impl Commands {
     /// `rotifer logs`
     pub(super) async fn logs(&self, of: &str, follow: bool) -> Result<(), CommandError> {
@@ -37,7 +43,12 @@ impl Commands {
             None => Tail::of(of, None),
         };
         loop {
-            self.show_more(&mut tail).await?;
+            match self.show_more(&mut tail).await {
+                // There is no log before its first line.
+                Err(error) if is_missing(&error) && of.starts_with("microvm-") => {}
+                Err(error) if is_missing(&error) => drop(self.image(of).await?),
+                shown => shown?,
+            }
             if !follow {
                 return Ok(());
             }

@@ -61,6 +61,13 @@ pub fn settings(path: Option<&Path>) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(check, format!("all that {} names is there", path.display())));
     }
+    if host.networks.is_none() {
+        findings.push(Finding::warning(
+            "networks",
+            "the settings have no `host.networks`: microVMs have no network interface",
+            "add \"networks\": {} to `host`, and run the daemon as root; docs/networks.md",
+        ));
+    }
     findings
 }
 

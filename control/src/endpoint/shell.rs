@@ -41,6 +41,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest message of a client, and what is kept for one that does not read.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 const WRITE_BYTES_MAX: usize = 1 << 20;
+/// What the image sets is not inherited, as in the service; the agent's commands have it from the app.
+const CLEAN: [&str; 6] = [
+    "/usr/bin/env",
+    "-i",
+    "TERM=xterm",
+    "HOME=/root",
+    "PS1=λ $ ",
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+];
 /// Bash, where there is one.
 const SCRIPT: &str = "command -v bash >/dev/null && exec bash -i; exec sh -i";
 
@@ -113,11 +122,9 @@ pub async fn open(
 }
 
 async fn start(worker: &Arc<dyn Worker>, id: &str) -> Result<(Output, Input), ShellError> {
-    // What the image sets is not inherited, as in the service.
-    let environment = json!({ "TERM": "xterm", "HOME": "/root", "PS1": "λ $ " });
+    let program = CLEAN.iter().chain(&["/bin/sh", "-c", SCRIPT]).collect::<Vec<_>>();
     let command = json!({
-        "command": ["/bin/sh", "-c", SCRIPT], "env": environment, "user": "root", "cwd": "/",
-        "tty": { "rows": 24, "columns": 80 },
+        "command": program, "user": "root", "cwd": "/", "tty": { "rows": 24, "columns": 80 },
     });
     Ok(agent::start(worker, id, command.to_string().into()).await?)
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::follow::{self, TAKEN};
 use super::hooks::{Hook, HookError, Name};
+use super::laps::Laps;
 use super::networks::{Network, NetworkError};
 use super::process::{self, Process};
 use super::vmm::{Vmm, VmmError, vsock};
@@ -144,6 +145,7 @@ impl Inner {
         let slot = self.slot(id);
         let mut machine = slot.machine.lock().await;
         let launch = async {
+            let mut laps = Laps::begin();
             if let Some(of_an_earlier_try) = machine.take() {
                 of_an_earlier_try.end().await;
             }
@@ -157,18 +159,25 @@ impl Inner {
                 clone_of(files::read_json(&origin.join(SNAPSHOT_HOST))?, &origin, &directory);
             files::write(&host, &content.to_string())?;
             files::copy(&origin.join(TAKEN), &directory.join(TAKEN))?;
+            laps.end_of("files");
             let pager = self.pager.socket().await?;
+            laps.end_of("pager");
             let network = self.network_of(&record)?;
+            laps.end_of("network");
             let mut vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
+            laps.end_of("process");
             let backend = json!({ "backend_type": "Uffd", "backend_path": pager });
             let more = json!({ "host_file_path": host, "mem_backend": backend });
             vmm.load(&origin.join(SNAPSHOT), more).await?;
+            laps.end_of("snapshot");
             if let Some(hook) = Hook::of(version.spec.hooks.as_ref(), Name::Run) {
                 let payload = record.run_hook_payload.as_deref().unwrap_or_default();
                 let body = json!({ "microvmId": id, "runHookPayload": payload });
                 hook.call(&vmm.vsock(), Some(&body)).await?;
+                laps.end_of("hook");
             }
             vmm.keep();
+            tracing::info!("{id} was launched in {laps}");
             Ok((vmm, record, version))
         };
         let (vmm, record, version) = slot.unless_ending(launch).await?;
@@ -235,17 +244,23 @@ impl Inner {
             return Ok(());
         }
         let resume = async {
+            let mut laps = Laps::begin();
             if let Some(of_an_earlier_try) = machine.take() {
                 of_an_earlier_try.end().await;
             }
             let record = self.microvm(id)?;
             let version = self.version(&record.version)?;
             let network = self.network_of(&record)?;
+            laps.end_of("network");
             let vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
+            laps.end_of("process");
             vmm.load(&snapshot, Value::Null).await?;
+            laps.end_of("snapshot");
             if let Some(hook) = Hook::of(version.spec.hooks.as_ref(), Name::Resume) {
                 hook.call(&vmm.vsock(), None).await?;
+                laps.end_of("hook");
             }
+            tracing::info!("{id} was resumed in {laps}");
             Ok((vmm, record, version))
         };
         let (mut vmm, record, version) = slot.unless_ending(resume).await?;

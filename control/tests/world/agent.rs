@@ -5,6 +5,9 @@ use std::rc::Rc;
 
 use rotifer_agent::agent::Agent;
 use rotifer_agent::server::{Listener, serve};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use super::{DEADLINE, World};
 
@@ -25,5 +28,18 @@ impl World {
             });
         });
         is_ready.recv_timeout(DEADLINE).unwrap();
+    }
+
+    /// Has the agent start an app, whose environment its commands have from then on.
+    pub async fn start_app(&self, description: &Value) {
+        let mut stream = UnixStream::connect(self.file("agent.sock")).await.unwrap();
+        let (body, mut answer) = (description.to_string(), [0; 12]);
+        let head = format!(
+            "POST /v1/app HTTP/1.1\r\nhost: agent\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 201");
     }
 }
