@@ -60,7 +60,14 @@ fn converse(port: &Arc<Port>) -> Result<(), Error> {
                     Ok(()) => Message::Ready,
                     Err(error) => Message::Failed(error.to_string()),
                 };
-                port.send(session, answer)?;
+                match port.send(session, answer.clone()) {
+                    // What a client says may be here before the kernel knows that there is one.
+                    Err(Error::Left) => {
+                        port.wait_for_client()?;
+                        port.send(session, answer)?;
+                    }
+                    sent => sent?,
+                }
             }
             if of != session {
                 continue;
