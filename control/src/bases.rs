@@ -1,5 +1,7 @@
 //! `rotifer base`: the base images that builds start from.
 
+mod registry;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -40,6 +42,8 @@ pub enum BasesError {
     Builds(#[from] rotifer_build::settings::SettingsError),
     #[error(transparent)]
     Base(#[from] BaseError),
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
     #[error("cannot write what came of it")]
     Write(#[source] std::io::Error),
 }
@@ -48,7 +52,13 @@ pub enum BasesError {
 pub fn run(wish: &Wish) -> Result<(), BasesError> {
     let store = store(wish)?;
     let bases = match &wish.what {
-        What::Add { name, from: Some(path) } => vec![import::import(&store, name, path)?],
+        What::Add { name, from: Some(path) } => {
+            let reference = path.to_str().and_then(|text| text.strip_prefix(registry::SCHEME));
+            vec![match reference {
+                Some(reference) => registry::add(&store, name, reference)?,
+                None => import::import(&store, name, path)?,
+            }]
+        }
         What::Add { name, from: None } => vec![debian::make(&store, name, &[])?],
         What::List => store.list()?,
         What::Remove { name } => {

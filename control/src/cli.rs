@@ -275,7 +275,7 @@ fn base(operands: Vec<String>) -> Result<bases::What, Error> {
         ["list"] => bases::What::List,
         ["rm", name] => bases::What::Remove { name: (*name).into() },
         _ => {
-            let what = "add NAME, add NAME PATH, list or rm NAME";
+            let what = "add NAME, add NAME PATH, add NAME docker://IMAGE, list or rm NAME";
             return Err(Error::Operand { word: "base".into(), what });
         }
     };

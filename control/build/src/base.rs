@@ -111,6 +111,12 @@ impl Store {
         Ok(Self { directory: directory.into(), aliases })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// All images.
     ///
     /// # Errors

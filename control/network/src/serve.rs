@@ -81,13 +81,7 @@ pub async fn run(host: Host, options: Options) -> Result<(), Error> {
     // Before anything is looked at, so that no change is missed.
     let watch = watch(&host).map_err(Error::Watch)?;
     let rules = netlink::rule_changes().and_then(register).map_err(Error::Watch)?;
-    let swept = blocking(&host, |host| host.sweep(false)).await?;
-    for failure in &swept.failures {
-        tracing::error!(failure, "a network cannot be looked after");
-    }
-    if !swept.is_empty() {
-        tracing::info!(?swept, "looked after what an earlier run left behind");
-    }
+    sweep(&host).await?;
     let mut server = Server {
         host,
         upstream,
@@ -99,15 +93,7 @@ pub async fn run(host: Host, options: Options) -> Result<(), Error> {
         server.attend_to_guests()?;
         server.attend_to_owners()?;
         if server.host.pool_size()? < options.pool_size {
-            // Filling it wakes us again, for the next.
-            let filled = {
-                let policy = options.pool_policy.clone();
-                blocking(&server.host, move |host| host.add_to_pool(&policy)).await
-            };
-            if let Err(error) = filled {
-                tracing::error!(error = %chain(&error), "the pool cannot be filled");
-                tokio::time::sleep(RETRY_AFTER).await;
-            }
+            add_to_pool(&server.host, &options.pool_policy).await;
             continue;
         }
         tokio::select! {
@@ -118,6 +104,26 @@ pub async fn run(host: Host, options: Options) -> Result<(), Error> {
             }
             Some(_ended) = server.tasks.join_next() => {}
         }
+    }
+}
+
+async fn sweep(host: &Host) -> Result<(), Error> {
+    let swept = blocking(host, |host| host.sweep(false)).await?;
+    for failure in &swept.failures {
+        tracing::error!(failure, "a network cannot be looked after");
+    }
+    if !swept.is_empty() {
+        tracing::info!(?swept, "looked after what an earlier run left behind");
+    }
+    Ok(())
+}
+
+/// Filling the pool wakes who looks after it again, for the next.
+async fn add_to_pool(host: &Host, policy: &Policy) {
+    let policy = policy.clone();
+    if let Err(error) = blocking(host, move |host| host.add_to_pool(&policy)).await {
+        tracing::error!(error = %chain(&error), "the pool cannot be filled");
+        tokio::time::sleep(RETRY_AFTER).await;
     }
 }
 

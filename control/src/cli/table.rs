@@ -143,10 +143,10 @@ pub const COMMANDS: &[CommandRow] = &[
     },
     CommandRow {
         word: "base",
-        operands: "add NAME [PATH] | list | rm NAME",
+        operands: "add NAME [FROM] | list | rm NAME",
         offers: Offers::Words(&["add", "list", "rm"]),
         options: &["config", "json"],
-        about: "base images of builds: of Debian's packages, an OCI layout, a docker save",
+        about: "base images: of Debian packages, docker://IMAGE, a layout, a save",
     },
     CommandRow {
         word: "doctor",
