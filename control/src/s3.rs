@@ -26,7 +26,7 @@ use crate::settings::Settings;
 use crate::store::{Store, StoreError};
 pub use blobs::BlobError;
 use blobs::Blobs;
-pub use fetch::{FetchError, fetch};
+pub use fetch::{FetchError, Place, fetch};
 
 /// The longest XML that a client may send: the list of 10000 parts, the names of 1000 objects.
 const XML_BYTES_MAX: usize = 4 << 20;

@@ -44,6 +44,9 @@ pub struct HostSettings {
     pub builds: Option<PathBuf>,
     /// Networks of microVMs (`docs/networks.md`). Without them no microVM has a network interface.
     pub networks: Option<NetworkSettings>,
+    /// Buckets of code artifacts that are directories of this host.
+    #[serde(default)]
+    pub code_directories: BTreeMap<String, PathBuf>,
 }
 
 /// How microVMs reach the world.
@@ -98,9 +101,8 @@ const POOL_MAX: usize = 256;
 
 impl HostSettings {
     fn relative_to(&mut self, directory: &Path) {
-        let builds = self.builds.as_mut();
-        for path in [&mut self.vmm, &mut self.kernel, &mut self.initramfs].into_iter().chain(builds)
-        {
+        let named = [&mut self.vmm, &mut self.kernel, &mut self.initramfs].into_iter();
+        for path in named.chain(&mut self.builds).chain(self.code_directories.values_mut()) {
             *path = directory.join(&path);
         }
     }

@@ -11,7 +11,7 @@ use super::files::{self, blocking};
 use super::lines::Lines;
 use super::machines::{MachineError, ROOT};
 use super::prepare::{self, PrepareError};
-use super::{BUG, Inner};
+use super::{BUG, Inner, Parts};
 use crate::fleet::Report;
 use crate::fleet::records::{SnapshotBuild, Version, VersionId};
 use crate::s3::{self, FetchError};
@@ -123,10 +123,15 @@ impl Inner {
         files::empty(&new).await?;
         let archive = new.join(ARCHIVE);
         let uri = version.spec.code_artifact.uri.clone();
-        let (store, objects) =
-            (Arc::clone(&self.parts.store), self.parts.directory.join("objects"));
-        let to = archive.clone();
-        blocking(move || s3::fetch(&store, &objects, &uri, &to)).await?;
+        let (inner, to) = (Arc::clone(self), archive.clone());
+        blocking(move || {
+            let Parts { store, directory, settings, .. } = &inner.parts;
+            let objects = directory.join("objects");
+            let place =
+                s3::Place { store, blobs: &objects, directories: &settings.code_directories };
+            s3::fetch(&place, &uri, &to)
+        })
+        .await?;
         let (inner, said, disk) = (Arc::clone(self), lines.clone(), new.join(ROOT));
         let made = tokio::task::spawn_blocking(move || {
             let wish = Wish { archive: &archive, disk: &disk };
