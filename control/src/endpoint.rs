@@ -19,6 +19,7 @@ mod shell;
 pub(crate) mod stream;
 mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::Duration;

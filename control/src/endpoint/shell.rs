@@ -12,18 +12,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use hyper::body::Incoming;
-use hyper::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT};
-use hyper::{Request, Response, header};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, Response};
 use s3s::Body;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use uuid::Uuid;
 
@@ -32,15 +29,14 @@ use super::agent::{
 };
 use super::asked::Asked;
 use super::gates::Pass;
-use super::{Refusal, choose_marker, switching};
+use super::{Refusal, choose_marker, websocket};
 use crate::http::Place;
 use crate::worker::Worker;
 
 /// How long the agent may take to start a shell.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest message of a client, and what is kept for one that does not read.
+/// The longest message of a client.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
-const WRITE_BYTES_MAX: usize = 1 << 20;
 /// What the image sets is not inherited, as in the service; the agent's commands have it from the app.
 const CLEAN: [&str; 6] = [
     "/usr/bin/env",
@@ -86,8 +82,7 @@ pub async fn open(
     pass: Pass,
     mut place: Place,
 ) -> Result<Response<Body>, Refusal> {
-    let key = request.headers().get(header::SEC_WEBSOCKET_KEY).ok_or(Refusal::Nothing)?;
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
+    let mut response = websocket::accept(request.headers())?;
     let started = timeout(START_TIMEOUT, start(worker, &pass.gate().id)).await;
     let (output, input) = started.unwrap_or(Err(ShellError::Slow)).map_err(|error| {
         tracing::warn!("no shell in {}: {}", pass.gate().id, crate::report(&error));
@@ -96,12 +91,7 @@ pub async fn open(
     let client = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let session = async {
-            let config = WebSocketConfig::default()
-                .max_message_size(Some(MESSAGE_BYTES_MAX))
-                .max_frame_size(Some(MESSAGE_BYTES_MAX))
-                .max_write_buffer_size(WRITE_BYTES_MAX);
-            let client = TokioIo::new(client.await?);
-            let client = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
+            let client = websocket::messages(client, MESSAGE_BYTES_MAX).await?;
             let typed = Bytes::new();
             Session { client, output, input, credit: INPUT_BYTES, typed }.run().await
         };
@@ -113,10 +103,6 @@ pub async fn open(
             () = place.end() => {}
         }
     });
-    let mut response = switching();
-    if let Ok(accept) = accept {
-        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
-    }
     choose_marker(response.headers_mut(), asked);
     Ok(response)
 }

@@ -14,21 +14,18 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Sink, SinkExt, Stream, StreamExt};
 use hyper::body::Incoming;
-use hyper::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use s3s::Body;
 use serde_json::json;
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 use super::agent::{self, AgentError, HEADER_BYTES, Input, Output, PAYLOAD_BYTES_MAX, kind};
 use super::gates::Pass;
-use super::{Refusal, switching};
+use super::{Refusal, websocket};
 use crate::http::Place;
 use crate::worker::Worker;
 
@@ -38,7 +35,6 @@ pub const SUBPROTOCOL: &str = "rotifer-stream";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest message of a client: the agent's bound of a command.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-const WRITE_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 enum StreamError {
@@ -65,17 +61,11 @@ pub(super) fn open(
     pass: Pass,
     mut place: Place,
 ) -> Result<Response<Body>, Refusal> {
-    let key = request.headers().get(SEC_WEBSOCKET_KEY).ok_or(Refusal::Nothing)?;
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
+    let mut response = websocket::accept(request.headers())?;
     let (client, worker) = (hyper::upgrade::on(&mut request), Arc::clone(worker));
     tokio::spawn(async move {
         let session = async {
-            let config = WebSocketConfig::default()
-                .max_message_size(Some(MESSAGE_BYTES_MAX))
-                .max_frame_size(Some(MESSAGE_BYTES_MAX))
-                .max_write_buffer_size(WRITE_BYTES_MAX);
-            let client = TokioIo::new(client.await?);
-            let client = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
+            let client = websocket::messages(client, MESSAGE_BYTES_MAX).await?;
             run(&worker, &pass.gate().id, client).await
         };
         tokio::select! {
@@ -86,12 +76,8 @@ pub(super) fn open(
             () = place.end() => {}
         }
     });
-    let mut response = switching();
-    let headers = response.headers_mut();
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    if let Ok(accept) = accept {
-        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    }
+    let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
+    response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, subprotocol);
     Ok(response)
 }
 
