@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rotifer_tests::{
     Artifacts, LOAD_DISK_BYTES, Look, Pager, Vm, VmBuilder, ask_load, empty_disk, start_load,
 };
+use serde_json::Value;
 use tempfile::TempDir;
 
 const CYCLES: usize = 200;
@@ -28,7 +29,7 @@ const KEEP_MIB: u64 = 64;
 /// snapshot has, and how many images and threads of machines that have just ended the pager still has,
 /// differs from cycle to cycle. What each cycle left behind would be 50 of it. How large packs are follows from how
 /// much the load has written meanwhile, some 4 MiB each, so their number tells more.
-const MEASURES: [(&str, u64); 12] = [
+const MEASURES: [(&str, u64); 13] = [
     ("KiB of the VMM", 4096),
     ("files open in the VMM", 8),
     ("threads of the VMM", 0),
@@ -40,6 +41,7 @@ const MEASURES: [(&str, u64); 12] = [
     ("KiB of the agent", 256),
     ("files open in the agent", 0),
     ("files of snapshots", 8),
+    ("KiB of snapshots beside packs", 4096),
     ("KiB of snapshots", 32 << 10),
 ];
 type Sample = [u64; MEASURES.len()];
@@ -62,13 +64,22 @@ fn memfds(process: u32) -> u64 {
     targets.filter(|target| target.to_string_lossy().starts_with("/memfd:")).count() as u64
 }
 
-fn file_kib(directory: &Path) -> u64 {
-    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
-    files.map(|file| file.len()).sum::<u64>() >> 10
+/// Of packs, and of all else.
+fn file_kib(directory: &Path) -> [u64; 2] {
+    let mut bytes = [0; 2];
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        bytes[usize::from(!is_pack(&entry.path()))] += entry.metadata().unwrap().len();
+    }
+    bytes.map(|bytes| bytes >> 10)
+}
+
+fn is_pack(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "pack")
 }
 
 fn sample(vm: &Vm, pager: &Pager, directory: &Path, look: Look) -> Sample {
     let guest = ask_load(vm, look);
+    let [packs_kib, others_kib] = file_kib(directory);
     [
         resident_kib(vm.pid()),
         count(vm.pid(), "fd"),
@@ -81,14 +92,29 @@ fn sample(vm: &Vm, pager: &Pager, directory: &Path, look: Look) -> Sample {
         guest.agent_kib,
         guest.agent_fds,
         fs::read_dir(directory).unwrap().count() as u64,
-        file_kib(directory),
+        others_kib,
+        packs_kib + others_kib,
     ]
 }
 
-fn prune(directory: &Path) {
-    let mut vmm = Command::new(Artifacts::find().vmm);
-    let output = vmm.args(["snapshot", "prune"]).arg(directory).output().unwrap();
+fn vmm(words: &[&str], path: &Path) -> Vec<u8> {
+    let output = Command::new(Artifacts::find().vmm).args(words).arg(path).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+/// Afterwards there is no pack but those that the snapshot consists of, and those of earlier ones that the pager
+/// still has open.
+fn prune(directory: &Path, snapshot: &Path) {
+    let read = |words: &[&str], path: &Path| -> Value {
+        serde_json::from_slice(&vmm(words, path)).unwrap()
+    };
+    let pruned = read(&["snapshot", "prune", "--json"], directory);
+    let shown = read(&["snapshot", "inspect", "--json"], snapshot);
+    let count = |list: &Value| list.as_array().unwrap().len();
+    let left = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let left = left.filter(|path| is_pack(path)).count();
+    assert_eq!(left, count(&shown["layers"]) + count(&pruned["in_use"]), "{pruned}");
 }
 
 /// The most of each measure.
@@ -126,7 +152,7 @@ fn two_hundred_suspends_under_load_lose_nothing_and_nothing_grows() {
         vm.signal(libc::SIGKILL);
         drop(vm);
         if cycle % PRUNE_EVERY == 0 {
-            prune(directory.path());
+            prune(directory.path(), &snapshot);
         }
         let suspended = Instant::now();
         let kind = cycle % samples.len();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rotifer_network::files::Name;
-use rotifer_network::host::{Host, Options};
+use rotifer_network::host::{Error as HostError, Host, Options};
 use rotifer_network::policy::{Error as PolicyError, Policy};
 use rotifer_network::{guest, namespace, serve};
 use serde_json::{Value, json};
@@ -91,9 +91,15 @@ impl Networks {
         egress: &[String],
     ) -> Result<Network, NetworkError> {
         let policy = Policy { metadata: true, ..self.policy(egress)? };
-        let name = id.parse()?;
-        self.remove(&name);
-        let mut network = self.create(name, &policy, Options::default())?;
+        let name: Name = id.parse()?;
+        let created = match self.create(name.clone(), &policy, Options::default()) {
+            Err(NetworkError::Host(HostError::Exists { .. })) => {
+                self.remove(&name);
+                self.create(name, &policy, Options::default())
+            }
+            created => created,
+        };
+        let mut network = created?;
         network.serve_metadata(id)?;
         Ok(network)
     }
@@ -139,9 +145,8 @@ impl Networks {
     }
 
     fn remove(&self, name: &Name) {
-        use rotifer_network::host::Error::Unknown;
         match block_in_place(|| self.host.delete(name)) {
-            Ok(()) | Err(Unknown { .. }) => {}
+            Ok(()) | Err(HostError::Unknown { .. }) => {}
             Err(error) => {
                 tracing::warn!("the network {name} is not removed: {}", crate::report(&error));
             }
