@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::Front;
 use crate::settings::Limits;
@@ -120,25 +121,39 @@ impl Listener {
         }
         drop(self.socket);
         ends.send_replace(true);
-        if timeout(FINISH_TIMEOUT, places.acquire_many(connections)).await.is_err() {
-            tracing::warn!("ends although requests are still being answered");
-        }
+        finish(&places, connections).await;
     }
 }
 
-async fn connection(stream: TcpStream, front: Arc<Front>, tls: TlsAcceptor, mut place: Place) {
-    if let Err(error) = prepare(&stream) {
-        return tracing::debug!("a connection ended at once: {error}");
+/// Waits until all places are free again.
+async fn finish(places: &Semaphore, connections: u32) {
+    if timeout(FINISH_TIMEOUT, places.acquire_many(connections)).await.is_err() {
+        tracing::warn!("ends although requests are still being answered");
     }
+}
+
+/// A client's TLS, if it speaks it in time.
+async fn handshake(
+    stream: TcpStream,
+    tls: &TlsAcceptor,
+    patience: Duration,
+) -> Option<TlsStream<TcpStream>> {
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!("a connection ended at once: {error}");
+        return None;
+    }
+    match timeout(patience, tls.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!("no TLS: {error}; the endpoint is https://"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+    None
+}
+
+async fn connection(stream: TcpStream, front: Arc<Front>, tls: TlsAcceptor, mut place: Place) {
     let limits = front.limits.clone();
     let patience = Duration::from_secs(limits.handshake_seconds);
-    let stream = match timeout(patience, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            return tracing::debug!("no TLS: {error}; the endpoint is https://");
-        }
-        Err(_) => return tracing::debug!("a TLS handshake took too long"),
-    };
+    let Some(stream) = handshake(stream, &tls, patience).await else { return };
     let builder = builder(&limits);
     let (counted, count) = (place.clone(), Arc::new(AtomicU64::new(0)));
     let counter = Arc::clone(&count);

@@ -50,11 +50,17 @@ fn the_level_can_be_left_out_and_the_origin_added() {
 #[test]
 fn a_module_filter_keeps_that_module_and_what_is_inside() {
     let filter = Settings { module: Some("api".into()), ..settings() };
-    let text = logged(filter, LogLevel::Info, || {
+    let inside = || {
         tracing::info!(target: "rotifer_vmm::api::server", "yes");
         tracing::info!(target: "rotifer_vmm::api", "yes");
+    };
+    let outside = || {
         tracing::info!(target: "rotifer_vmm::apiary", "no");
         tracing::info!(target: "rotifer_vmm::machine", "no");
+    };
+    let text = logged(filter, LogLevel::Info, || {
+        inside();
+        outside();
     });
     assert_eq!((text.matches(": yes").count(), text.matches(": no").count()), (2, 0));
 }
