@@ -58,6 +58,19 @@ impl ImageReader {
             .map_err(|fault| piece_error(snapshot, *number, block, piece, fault))
     }
 
+    /// Puts the pages that a piece of a block gives into its chunk, and touches no others.
+    pub(crate) fn load_piece(
+        &mut self,
+        block: BlockIndex,
+        piece: &Piece,
+        out: &mut [u8; CHUNK_BYTES],
+    ) -> Result<(), SourceError> {
+        let Self { snapshot, number, loader, .. } = self;
+        loader
+            .load(snapshot.pack(piece.layer), piece, out)
+            .map_err(|fault| piece_error(snapshot, *number, block, piece, fault))
+    }
+
     fn fill_chunk(
         &mut self,
         chunk: ChunkIndex,
@@ -135,6 +148,12 @@ impl PageSource for ImageReader {
     }
 }
 
+impl std::fmt::Debug for ImageReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageReader").field("image", &self.index().image).finish_non_exhaustive()
+    }
+}
+
 /// The image's index. `Snapshot::image` has looked that there is one of this number.
 fn index_of(snapshot: &Snapshot, number: usize) -> &ImageIndex {
     snapshot.manifest().images.get(number).expect("a reader is made for an image that exists")
@@ -191,7 +210,7 @@ fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
     buffer.get_mut(..bytes).expect("the buffer was made to have so many")
 }
 
-fn zero_fill(chunk: &mut [u8; CHUNK_BYTES], pages: u16) {
+pub(crate) fn zero_fill(chunk: &mut [u8; CHUNK_BYTES], pages: u16) {
     let (places, _) = chunk.as_chunks_mut::<{ crate::layout::PAGE_BYTES }>();
     for page in bits(pages) {
         if let Some(place) = places.get_mut(page) {

@@ -14,6 +14,7 @@
 //! the machine, and whoever waits for a page keeps waiting until then. If the owner gives the
 //! pager up before all is loaded, memory becomes inaccessible instead of empty.
 
+mod base;
 mod content;
 mod copying;
 mod eager;
@@ -45,17 +46,8 @@ use std::{
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{GuestMemoryMmap, bitmap::Bitmap};
 
-use self::{
-    content::chunk_count,
-    copying::Copying,
-    local::LocalMemory,
-    plan::Plan,
-    server::{Server, Status},
-    sharing::Sharing,
-    space::{Piece, Space},
-    userfault::LazyMemory,
-};
 pub use self::{
+    base::Base,
     eager::{LoadError, load_all},
     error::{PagerError, StartError},
     plan::{ChunkRun, Reach},
@@ -67,6 +59,16 @@ pub use self::{
     statistics::Counts,
     userfault::{Userfault, UserfaultError},
 };
+use self::{
+    content::chunk_count,
+    copying::Copying,
+    local::LocalMemory,
+    plan::Plan,
+    server::{Server, Status},
+    sharing::Sharing,
+    space::{Piece, Space},
+    userfault::LazyMemory,
+};
 use crate::{
     layout::{BlockIndex, CHUNK_BYTES, PageIndex},
     manifest::PageRun,
@@ -76,7 +78,7 @@ use crate::{
 /// Where memory is loaded to.
 #[derive(Debug, Default)]
 pub enum Mapping {
-    /// Into memory of this machine alone.
+    /// Into memory of this machine alone, save for what is in the source's [base](PageSource::base).
     #[default]
     Copy,
     /// Into an image that clones share until they write: a block at a time, and once per host. Memory
@@ -150,7 +152,7 @@ impl Pager {
         let data = pieces::with_data(space, |block| source.has_data(block));
         clear(&local)?;
         let pieces = match &mapping {
-            Mapping::Copy => data,
+            Mapping::Copy => map_base(&local, &data, &*source)?,
             Mapping::Shared(image) => map(&local, &data, image.view(), &[])?,
             Mapping::Service(image) => map(&local, &data, image.view(), &written)?,
         };
@@ -319,6 +321,24 @@ fn map(
         local.map(*piece, image).map_err(|source| refused(local, SHARE, *piece, source))?;
     }
     Ok(pieces::within(space, mapped, is_missing))
+}
+
+/// The source's base in these pieces, as far as it is the same. The other blocks have to be loaded: they are
+/// returned.
+fn map_base(
+    local: &LocalMemory,
+    data: &[Piece],
+    source: &dyn PageSource,
+) -> Result<Vec<Piece>, StartError> {
+    let Some(image) = source.base() else { return Ok(data.to_vec()) };
+    let space = local.space();
+    // Asked once: a block may come to be there meanwhile.
+    let blocks = (0..space.block_count()).map(BlockIndex);
+    let shared: BTreeSet<_> = blocks.filter(|block| source.is_in_base(*block)).collect();
+    for piece in pieces::within(space, data, |block| shared.contains(&block)) {
+        local.map(piece, image).map_err(|source| refused(local, SHARE, piece, source))?;
+    }
+    Ok(pieces::within(space, data, |block| !shared.contains(&block)))
 }
 
 /// Gives the machine its own copies of these pages where they are there to be copied: nobody serves

@@ -6,6 +6,7 @@ use crate::id::{Digest, PackId, SnapshotId};
 use crate::layout::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ChunkIndex, PageIndex};
 use crate::name::Name;
 use crate::page_set::PageSet;
+use crate::pager::ImageView;
 use crate::record::RecordError;
 
 /// An image that is loaded piece by piece. Whatever it hands out has been verified.
@@ -21,6 +22,17 @@ pub trait PageSource: Send {
     /// `false` is certain, and such a block of RAM is left to the kernel. Asked of every block before
     /// a machine starts.
     fn has_data(&self, block: BlockIndex) -> bool;
+
+    /// An image of this host that has some of this one's blocks, verified: they can be mapped from there,
+    /// privately, instead of being loaded.
+    fn base(&self) -> Option<&ImageView> {
+        None
+    }
+
+    /// Whether a block is one of those. That may become true at any time, and stays so.
+    fn is_in_base(&self, _block: BlockIndex) -> bool {
+        false
+    }
 
     /// The pages of a block that the image has. Cheap once the block has been asked for.
     ///

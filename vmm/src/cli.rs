@@ -39,6 +39,8 @@ Usage: rotifer-vmm --config-file FILE [--api-sock PATH | --no-api] [options]
   --host-file FILE    with --restore: the snapshot's host file, if it is not beside it; a fork has one
   --pager-sock PATH   with --restore: share the memory of the snapshot with its other machines on
                       this host, through the pager that listens there
+  --base SNAPSHOT     with --pager-sock: not the memory of the snapshot itself, but that of another one
+                      that it is based on; what is the machine's own is loaded beside
   --record-working-set
                       with --restore: remember what memory is touched, for PUT /snapshot/working-set
   --load-eagerly      with --restore: load all memory before the machine runs; not with the two above
@@ -96,6 +98,8 @@ pub struct Options {
     pub host_file: Option<PathBuf>,
     /// The host's pager; only with a snapshot.
     pub pager_socket: Option<PathBuf>,
+    /// The snapshot whose memory the pager keeps, if it is not the machine's own.
+    pub base: Option<PathBuf>,
     /// Remember what memory is touched; only with a snapshot.
     pub record_working_set: bool,
     /// Load all memory before the machine runs; only with a snapshot.
@@ -162,6 +166,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             Arg::Long("restore") => path(&mut parser, "restore", &mut given.restore)?,
             Arg::Long("host-file") => path(&mut parser, "host-file", &mut given.host_file)?,
             Arg::Long("pager-sock") => path(&mut parser, "pager-sock", &mut given.pager_socket)?,
+            Arg::Long("base") => path(&mut parser, "base", &mut given.base)?,
             Arg::Long("api-sock") => path(&mut parser, "api-sock", &mut given.api_socket)?,
             Arg::Long("log-path") => path(&mut parser, "log-path", &mut given.logger.log_path)?,
             Arg::Long("id") => once("id", &mut given.id, text(&mut parser)?)?,
@@ -198,6 +203,7 @@ struct Given {
     restore: Option<PathBuf>,
     host_file: Option<PathBuf>,
     pager_socket: Option<PathBuf>,
+    base: Option<PathBuf>,
     record_working_set: bool,
     load_eagerly: bool,
     api_socket: Option<PathBuf>,
@@ -228,6 +234,7 @@ impl Given {
         let of_snapshot = [
             ("host-file", self.host_file.is_some()),
             ("pager-sock", self.pager_socket.is_some()),
+            ("base", self.base.is_some()),
             ("record-working-set", self.record_working_set),
             ("load-eagerly", self.load_eagerly),
         ];
@@ -236,12 +243,13 @@ impl Given {
                 return Err(Error::NoSnapshot { option });
             }
         }
-        let Self { config_file, restore, host_file, pager_socket, .. } = self;
+        let Self { config_file, restore, host_file, pager_socket, base, .. } = self;
         Ok(Options {
             config_file,
             restore,
             host_file,
             pager_socket,
+            base,
             record_working_set: self.record_working_set,
             load_eagerly: self.load_eagerly,
             api_socket,

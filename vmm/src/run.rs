@@ -89,6 +89,7 @@ pub fn run(options: Options) -> Result<Outcome, RunError> {
         record_working_set,
         load_eagerly,
         host_file_path: options.host_file,
+        base_snapshot_path: options.base,
         ..SnapshotLoad::and_run(path, pager_socket)
     });
     let server = options.api_socket.as_deref().map(Server::listen).transpose()?;
@@ -391,7 +392,8 @@ impl MachineControl for Keeper {
         let machine = Machine::restore(hardware, origin.machine_state(), fill, &self.wake, then)?;
         tracing::info!(snapshot = %origin.snapshot.id(), "the machine is restored");
         self.pager = pager;
-        let is_shared = load.pager_socket.is_some();
+        // On top of a base, it has copies of what is not the base's, written or not.
+        let is_shared = load.pager_socket.is_some() && load.base.is_none();
         self.origin = Some(Origin { is_shared, ..origin });
         self.keep(machine, on_terminal);
         Ok(())

@@ -250,11 +250,17 @@ impl Inner {
             }
             let record = self.microvm(id)?;
             let version = self.version(&record.version)?;
+            let pager = self.pager.socket().await?;
+            laps.end_of("pager");
             let network = self.network_of(&record)?;
             laps.end_of("network");
             let vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
             laps.end_of("process");
-            vmm.load(&snapshot, Value::Null).await?;
+            // Most of its memory is still what it was launched with, and is there.
+            let launched_from = self.version_directory(&record.version).join(SNAPSHOT);
+            let backend = json!({ "backend_type": "Uffd", "backend_path": pager });
+            let more = json!({ "mem_backend": backend, "base_snapshot_path": launched_from });
+            vmm.load(&snapshot, more).await?;
             laps.end_of("snapshot");
             if let Some(hook) = Hook::of(version.spec.hooks.as_ref(), Name::Resume) {
                 hook.call(&vmm.vsock(), None).await?;

@@ -2,6 +2,7 @@
 #![allow(clippy::arithmetic_side_effects, reason = "a test that overflows fails")]
 
 mod ahead;
+mod base;
 mod failure;
 mod service;
 mod serving;

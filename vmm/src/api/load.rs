@@ -16,6 +16,9 @@ pub struct Load {
     pub memory_path: Option<PathBuf>,
     /// The socket of the pager through which memory is shared; absent if the machine has its own.
     pub pager_socket: Option<PathBuf>,
+    /// The snapshot whose memory the pager shares with this machine, if it is not the machine's own: what is
+    /// the same in both comes from there, and the rest is the machine's.
+    pub base: Option<PathBuf>,
     /// Whether it is remembered what memory is touched.
     pub record_working_set: bool,
     /// Whether all memory is loaded before the machine runs.
@@ -42,6 +45,11 @@ pub enum LoadError {
          touched"
     )]
     SharedEagerly,
+    #[error(
+        "base_snapshot_path needs mem_backend \"Uffd\", with the socket of the pager that keeps that \
+         snapshot's memory"
+    )]
+    BaseWithoutPager,
     #[error(
         "load_eagerly and record_working_set contradict each other: what is loaded before it is touched \
          is not seen to be touched"
@@ -97,6 +105,10 @@ impl Load {
         if load_eagerly && pager_socket.is_some() {
             return Err(LoadError::SharedEagerly);
         }
+        let base = request.base_snapshot_path;
+        if base.is_some() && pager_socket.is_none() {
+            return Err(LoadError::BaseWithoutPager);
+        }
         if load_eagerly && record_working_set {
             return Err(LoadError::EagerRecording);
         }
@@ -122,6 +134,7 @@ impl Load {
             snapshot_path,
             memory_path,
             pager_socket,
+            base,
             record_working_set,
             load_eagerly,
             host,

@@ -173,6 +173,8 @@ pub struct SnapshotLoad {
     /// Ours: load all memory before the machine runs.
     #[serde(default)]
     pub load_eagerly: bool,
+    /// Ours: with `Uffd`, a snapshot that this one is based on, and whose memory the pager keeps.
+    pub base_snapshot_path: Option<PathBuf>,
     /// Ours: the host file, if it is not the one beside the manifest.
     pub host_file_path: Option<PathBuf>,
 }
@@ -194,6 +196,7 @@ impl SnapshotLoad {
             clock_realtime: false,
             record_working_set: false,
             load_eagerly: false,
+            base_snapshot_path: None,
             host_file_path: None,
         }
     }

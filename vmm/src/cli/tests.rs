@@ -38,6 +38,8 @@ fn a_restore_needs_neither_a_configuration_nor_an_api() {
 #[test]
 fn a_machines_memory_is_shared_or_recorded_only_when_it_is_restored() {
     assert_eq!(run("--restore s --pager-sock p").pager_socket, Some("p".into()));
+    assert_eq!(run("--restore s --pager-sock p --base b").base, Some("b".into()));
+    assert!(matches!(parse("--base b"), Err(Error::NoSnapshot { option: "base" })));
     assert!(run("--restore s --record-working-set").record_working_set);
     let error = parse("--config-file c --pager-sock p").unwrap_err();
     assert!(error.to_string().contains("--pager-sock needs --restore"), "{error}");

@@ -19,10 +19,10 @@ use super::{
 use crate::{
     layout::BlockIndex,
     pager::{
-        error::PagerError, local::LocalMemory, server::Status, shared_image::ImageView,
+        base::Base, error::PagerError, local::LocalMemory, server::Status, shared_image::ImageView,
         space::Piece, userfault::LazyMemory,
     },
-    snapshot::Snapshot,
+    snapshot::{OpenError, Snapshot},
 };
 
 /// A connection to the host's pager.
@@ -104,6 +104,14 @@ fn unexpected(what: &str) -> ServiceError {
 }
 
 impl Image {
+    /// The image, for a machine of a snapshot that is based on this one. The pager does not serve it.
+    ///
+    /// # Errors
+    /// The snapshot has no image of RAM.
+    pub fn into_base(self) -> Result<Base, OpenError> {
+        Ok(Base::new(self.snapshot.memory()?, self.view))
+    }
+
     pub(in crate::pager) fn view(&self) -> &ImageView {
         &self.view
     }

@@ -422,6 +422,8 @@ fn a_load_that_is_not_possible_is_refused_with_the_reason() {
     refused(eager, "load_eagerly and mem_backend");
     let eager = json!({"load_eagerly": true, "record_working_set": true});
     refused(eager, "load_eagerly and record_working_set");
+    let base = json!({"base_snapshot_path": "b"});
+    refused(base, "base_snapshot_path needs mem_backend \"Uffd\"");
     refused(json!({"clock_realtime": true}), "clock_realtime");
     let overrides = json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]);
     refused(json!({"network_overrides": overrides}), "interface \"eth0\", which the machine does");
