@@ -55,6 +55,8 @@ pub enum Members {
     Quota,
     /// The text is called `Message`, as lambda-core does at times.
     CapitalMessage,
+    /// `Reason`, as lambda-core has it of too many requests.
+    Throttle,
 }
 
 impl ServiceError {
@@ -86,6 +88,9 @@ impl ServiceError {
             Protocol::RestJson => {
                 let mut answer = Answer::json(self.status, &self.json());
                 answer.headers.push(("x-amzn-errortype", code.into()));
+                if self.status == 429 {
+                    answer.headers.push(("retry-after", RETRY_AFTER_SECONDS.into()));
+                }
                 answer
             }
             Protocol::Json => {
@@ -118,6 +123,7 @@ impl ServiceError {
                 "serviceCode": null, "quotaCode": null,
             }),
             Members::CapitalMessage => json!({ "Message": text }),
+            Members::Throttle => json!({ "message": text, "Reason": "CallerRateLimitExceeded" }),
         }
     }
 }
@@ -138,6 +144,8 @@ impl From<StoreError> for ServiceError {
 
 /// What lambda's services call a failure of ours.
 const INTERNAL: &str = "InternalServerException";
+/// A rate is so many requests a second.
+const RETRY_AFTER_SECONDS: &str = "1";
 const JSON_1_1: &str = "application/x-amz-json-1.1";
 
 impl Answer {

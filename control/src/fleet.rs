@@ -263,21 +263,19 @@ fn paginate<'a, T: 'a>(
     show: impl Fn(T) -> Option<Value>,
 ) -> Decided {
     let limit = input["maxResults"].as_u64().and_then(|number| usize::try_from(number).ok());
-    let (shown, next) = page_of(items, input["nextToken"].as_str(), limit, show)?;
+    let page = page_of(items, input["nextToken"].as_str(), limit, show);
+    let (shown, next) = page.ok_or_else(|| invalid("The nextToken is none of this service's."))?;
     Ok(Decision::answer(json!({ "items": shown, "nextToken": next })))
 }
 
+/// Nothing if the token is none of ours.
 fn page_of<'a, T: 'a>(
     items: impl Iterator<Item = (String, T)>,
     token: Option<&str>,
     limit: Option<usize>,
     show: impl Fn(T) -> Option<Value>,
-) -> Result<(Vec<Value>, Option<String>), ServiceError> {
-    let after = match token {
-        None => String::new(),
-        Some(token) => page::decode(token)
-            .ok_or_else(|| invalid("The nextToken is none of this service's."))?,
-    };
+) -> Option<(Vec<Value>, Option<String>)> {
+    let after = token.map_or(Some(String::new()), page::decode)?;
     let limit = limit.unwrap_or(PAGE_ITEMS);
     let mut rest = items.filter(|(key, _)| *key > after).peekable();
     let (mut shown, mut last) = (Vec::new(), None);
@@ -287,7 +285,7 @@ fn page_of<'a, T: 'a>(
         last = Some(key);
     }
     let next = rest.peek().and(last).map(|key| page::encode(&key));
-    Ok((shown, next))
+    Some((shown, next))
 }
 
 fn text<'a>(input: &'a Value, name: &str) -> &'a str {
@@ -296,6 +294,11 @@ fn text<'a>(input: &'a Value, name: &str) -> &'a str {
 
 fn invalid(text: impl Into<String>) -> ServiceError {
     ServiceError::new(400, "ValidationException", text)
+}
+
+/// The same of network connectors, and of tags of what is no image.
+fn invalid_parameter(text: impl Into<String>) -> ServiceError {
+    ServiceError::new(400, "InvalidParameterValueException", text)
 }
 
 fn conflict(text: impl Into<String>) -> ServiceError {

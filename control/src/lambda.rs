@@ -169,16 +169,21 @@ impl Lambda {
         let (operation, status, has_output, input) = parsed?;
         let is_let_through = lock(&self.rates).take(&operation, self.driver.parts.clock.now());
         if !is_let_through {
-            let error = ServiceError::new(429, "ThrottlingException", "Rate exceeded");
-            let mut answer = error.answer(crate::answer::Protocol::RestJson);
-            answer.headers.push(("retry-after", "1".into()));
-            return Ok(answer);
+            return Err(ServiceError::new(429, "ThrottlingException", "Rate exceeded"));
         }
         if call.method == "DELETE" {
             self.driver.parts.store.make_way();
         }
         let answer = self.driver.decide(&operation, input)?;
         Ok(if has_output { Answer::json(status, &answer) } else { Answer::empty(status) })
+    }
+
+    /// An error of a request, in the words of its operation.
+    pub fn spell(&self, call: &Call, mut error: ServiceError) -> ServiceError {
+        for model in &self.models {
+            model.spell(&call.method, &call.path, &mut error);
+        }
+        error
     }
 
     /// Somebody is at the endpoint of a microVM that is suspended. Waits for the disk.

@@ -4,6 +4,7 @@
 //! constraints, so a server has to check them all; the texts are the service's.
 
 mod validate;
+mod words;
 
 use std::collections::BTreeMap;
 
@@ -106,6 +107,9 @@ pub enum ModelError {
     Pattern { shape: String, source: regex::Error },
 }
 
+/// The values in a path by the names of their places, percent-encoded as they came.
+type Labels<'a> = Vec<(&'a str, &'a str)>;
+
 /// A request that was found to be one for an operation, its input checked.
 #[derive(Debug)]
 pub struct Parsed<'a> {
@@ -141,18 +145,26 @@ impl Model {
         query: &str,
         body: &[u8],
     ) -> Option<Result<Parsed<'_>, ServiceError>> {
-        let (operation, labels) = self.operations.iter().find_map(|operation| {
-            let labels = operation.matches(method, path)?;
-            Some((operation, labels))
-        })?;
+        let (operation, labels) = self.find(method, path)?;
         let input = self.input(operation, labels, query, body);
         Some(input.map(|input| Parsed { operation, input }))
+    }
+
+    fn find<'s: 'p, 'p>(
+        &'s self,
+        method: &str,
+        path: &'p str,
+    ) -> Option<(&'s Operation, Labels<'p>)> {
+        self.operations.iter().find_map(|operation| {
+            let labels = operation.matches(method, path)?;
+            Some((operation, labels))
+        })
     }
 
     fn input(
         &self,
         operation: &Operation,
-        labels: Vec<(&str, &str)>,
+        labels: Labels<'_>,
         query: &str,
         body: &[u8],
     ) -> Result<Value, ServiceError> {
@@ -209,18 +221,12 @@ impl Model {
             Some(_) => Err(serialization(&format!("'{}' is given twice", member.name))),
         }
     }
-
-    /// The HTTP status that the model has for an error of an operation, if it is one of its errors.
-    pub fn status_of(&self, operation: &Operation, code: &str) -> Option<u16> {
-        let is_modelled = operation.errors.iter().any(|name| name == code);
-        self.shapes.get(code).filter(|_| is_modelled)?.status
-    }
 }
 
 impl Operation {
     /// The values of the labels in the path, percent-encoded as they came, if the path is this
     /// operation's. Segments are split first and decoded later: an ARN may have a `/` in it.
-    fn matches<'a>(&'a self, method: &str, path: &'a str) -> Option<Vec<(&'a str, &'a str)>> {
+    fn matches<'a>(&'a self, method: &str, path: &'a str) -> Option<Labels<'a>> {
         if self.method != method {
             return None;
         }

@@ -34,7 +34,10 @@ impl Services {
             _ => Protocol::RestJson,
         };
         let result = self.allowed(call).and_then(|()| self.dispatch(call));
-        result.unwrap_or_else(|error| error.answer(protocol))
+        result.unwrap_or_else(|error| match call.service.as_str() {
+            "lambda" => self.lambda.spell(call, error).answer(protocol),
+            _ => error.answer(protocol),
+        })
     }
 
     fn dispatch(&self, call: &Call) -> Result<Answer, ServiceError> {

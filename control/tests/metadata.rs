@@ -6,7 +6,6 @@ mod world;
 
 use std::sync::Arc;
 
-use rotifer_control::http::Call;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use world::{Vm, World, python, sees, within};
@@ -25,20 +24,6 @@ async fn hear(world: &World, vm: &Vm, request: &str, headers: &str) -> (u16, Str
     within(guest.read_to_string(&mut heard)).await.unwrap();
     let (head, body) = heard.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-fn iam(world: &World, form: &str) {
-    let answer = world.front.services.answer(&Call {
-        method: "POST".into(),
-        path: "/".into(),
-        query: String::new(),
-        headers: hyper::HeaderMap::new(),
-        body: form.to_owned().into(),
-        service: "iam".into(),
-        region: "us-east-1".into(),
-        session: None,
-    });
-    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,12 +47,8 @@ async fn a_guest_gets_its_roles_credentials_and_they_are_good_for_what_the_role_
     assert_eq!(hear(&world, &vm, &role, "").await.0, 401);
     assert_eq!(hear(&world, &other, &role, &token).await.0, 401, "another guest's token");
     assert_eq!(hear(&world, &vm, &role, &token).await.0, 404, "there is no such role yet");
-    iam(
-        &world,
-        "Action=CreateRole&Version=2010-05-08&RoleName=Run&AssumeRolePolicyDocument=%7B%7D",
-    );
-    iam(
-        &world,
+    world.iam("Action=CreateRole&Version=2010-05-08&RoleName=Run&AssumeRolePolicyDocument=%7B%7D");
+    world.iam(
         "Action=AttachRolePolicy&Version=2010-05-08&RoleName=Run\
          &PolicyArn=arn%3Aaws%3Aiam%3A%3Aaws%3Apolicy%2FAmazonS3ReadOnlyAccess",
     );

@@ -4,8 +4,11 @@ use serde_json::{Value, json};
 
 use super::names::ConnectorName;
 use super::records::{Connector, ConnectorState, Update, UpdateStatus};
-use super::{Action, Change, Context, Decided, Decision, Fleet, invalid, page_of, parse, text};
-use crate::answer::{Members, ServiceError};
+use super::{
+    Action, Change, Context, Decided, Decision, Fleet, invalid, invalid_parameter, page_of, parse,
+    text,
+};
+use crate::answer::ServiceError;
 
 impl Fleet {
     pub(super) fn create_connector(&self, input: Value, context: &Context<'_>) -> Decided {
@@ -28,7 +31,7 @@ impl Fleet {
             Value::Null => Default::default(),
             tags => parse(tags.clone())?,
         };
-        super::tags::check(&tags)?;
+        super::tags::check(&tags).map_err(invalid_parameter)?;
         let connector = Connector {
             id: format!("nc-{}", (context.fresh)()),
             name,
@@ -119,7 +122,7 @@ impl Fleet {
 
     pub(super) fn list_connectors(&self, input: &Value) -> Decided {
         let items = self.connectors.values().map(|connector| (connector.id.clone(), connector));
-        let (shown, next) = page_of(items, input["Marker"].as_str(), limit(input), |connector| {
+        let shown = page_of(items, input["Marker"].as_str(), limit(input), |connector| {
             is_in_state(connector, input).then(|| {
                 json!({
                     "Arn": self.names.connector(&connector.id), "Id": connector.id, "Name": connector.name,
@@ -127,15 +130,15 @@ impl Fleet {
                     "LastModified": connector.modified.iso8601(),
                 })
             })
-        })?;
-        Ok(Decision::answer(page(json!({ "NetworkConnectors": shown }), next)))
+        });
+        page("NetworkConnectors", shown)
     }
 
     /// The service keeps old versions; here the present one is all there is.
     pub(super) fn list_connector_versions(&self, input: &Value) -> Decided {
         let connector = self.connector(input)?;
         let items = std::iter::once((connector.id.clone(), connector));
-        let (shown, next) = page_of(items, input["Marker"].as_str(), limit(input), |connector| {
+        let shown = page_of(items, input["Marker"].as_str(), limit(input), |connector| {
             is_in_state(connector, input).then(|| {
                 let arn = self.names.connector(&connector.id);
                 json!({
@@ -144,8 +147,8 @@ impl Fleet {
                     "StateReason": connector.state_reason, "LastModified": connector.modified.iso8601(),
                 })
             })
-        })?;
-        Ok(Decision::answer(page(json!({ "NetworkConnectorVersions": shown }), next)))
+        });
+        page("NetworkConnectorVersions", shown)
     }
 
     /// By its ARN, its id or its name.
@@ -153,12 +156,18 @@ impl Fleet {
         let identifier = text(input, "Identifier");
         let id = match self.names.connector_name(identifier) {
             Some(ConnectorName::Own(id)) => id,
+            _ if identifier.starts_with("arn:") => {
+                let text = format!(
+                    "{identifier} is not the ARN of a network connector of this account and region."
+                );
+                return Err(invalid_parameter(text));
+            }
             _ => identifier,
         };
         let named = || self.connectors.values().find(|connector| connector.name == identifier);
         self.connectors.get(id).or_else(named).ok_or_else(|| {
             let text = format!("Network connector not found for: {identifier}");
-            ServiceError::new(404, "ResourceNotFoundException", text).with(Members::CapitalMessage)
+            ServiceError::new(404, "ResourceNotFoundException", text)
         })
     }
 
@@ -207,7 +216,7 @@ fn require(input: &Value) -> Result<(), ServiceError> {
     Err(invalid(format!("{count}: {}", missing.join("; "))))
 }
 
-fn busy(connector: &Connector) -> ServiceError {
+pub(super) fn busy(connector: &Connector) -> ServiceError {
     let state = serde_json::to_value(connector.state).unwrap_or_default();
     let state = state.as_str().unwrap_or_default();
     let text = format!("The network connector cannot be updated in its current state: {state}");
@@ -223,9 +232,12 @@ fn limit(input: &Value) -> Option<usize> {
 }
 
 /// The end is told by there being no marker.
-fn page(mut answer: Value, next: Option<String>) -> Value {
+fn page(name: &str, shown: Option<(Vec<Value>, Option<String>)>) -> Decided {
+    let (items, next) =
+        shown.ok_or_else(|| invalid_parameter("The Marker is none of this service's."))?;
+    let mut answer = json!({ name: items });
     if let Some(next) = next {
         answer["NextMarker"] = json!(next);
     }
-    answer
+    Ok(Decision::answer(answer))
 }

@@ -35,7 +35,7 @@ impl Fleet {
         let name = text(&input, "name").to_owned();
         let tags = input["tags"].take();
         let tags = if tags.is_null() { Default::default() } else { parse(tags)? };
-        super::tags::check(&tags)?;
+        super::tags::check(&tags).map_err(invalid)?;
         if self.images.contains_key(&name) {
             let text =
                 format!("A MicroVM image with the name '{name}' already exists in this account");

@@ -143,12 +143,16 @@ impl Fleet {
 
     pub(super) fn list_microvms(&self, input: &Value) -> Decided {
         let image = input["imageIdentifier"].as_str();
-        let image = image.map(|arn| self.names.image_name(arn)).transpose()?;
+        let name = image.map(|arn| self.names.image_name(arn)).transpose()?;
         let version = input["imageVersion"].as_str();
         let mut found: Vec<&Microvm> = self.microvms.values().collect();
+        found.retain(|microvm| name.is_none_or(|name| microvm.version.image == name));
+        // The microVMs that are remembered outlive their image.
+        if let Some(arn) = image.filter(|_| found.is_empty()) {
+            self.image(arn)?;
+        }
         found.retain(|microvm| {
-            image.is_none_or(|image| microvm.version.image == image)
-                && version.is_none_or(|version| number_of(version) == Some(microvm.version.number))
+            version.is_none_or(|version| number_of(version) == Some(microvm.version.number))
         });
         // The newest first.
         let key =
@@ -238,7 +242,12 @@ impl Fleet {
 /// A token for the endpoint. A suspended microVM has one, too.
 fn token(microvm: &Microvm, scope: Scope, input: &Value, context: &Context<'_>) -> Decided {
     let id = &microvm.id;
-    if !microvm.phase.is_alive() {
+    if microvm.phase == Phase::Terminating {
+        let state = microvm.phase.state();
+        let text = format!("The MicroVM {id} has no tokens in its current state: {state}");
+        return Err(conflict(text));
+    }
+    if microvm.phase == Phase::Terminated {
         return Err(invalid(format!(
             "The MicroVM {id} has been terminated and its state cannot be changed."
         )));

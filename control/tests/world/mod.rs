@@ -88,7 +88,8 @@ type HeldBuilds = Vec<(VersionId, Sender<Report>)>;
 /// Resumes that have not ended: who, and whom it is told.
 type Held = Vec<(String, Sender<Report>)>;
 
-/// Says that everything is done, unless the test holds it back.
+/// Says that everything is done, unless the test holds it back. Scripts do so with files in its directory: while there
+/// is one called `hold`, nothing that is begun ends; while there is one called `refuse`, it launches nothing.
 pub struct TestWorker {
     directory: PathBuf,
     held: Mutex<Option<Held>>,
@@ -105,6 +106,20 @@ impl World {
     }
 
     pub async fn with(settings: Settings) -> Self {
+        let mut world = Self::bare(settings).await;
+        let image = json!({
+            "name": "app", "codeArtifact": {"uri": "s3://b/app.zip"},
+            "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
+            "buildRoleArn": "arn:aws:iam::000000000000:role/Build",
+        });
+        let made = world.call("POST", "microvm-images", &image);
+        world.image = made["imageArn"].as_str().unwrap().to_owned();
+        world.until_image(&world.image, "CREATED").await;
+        world
+    }
+
+    /// One without an image.
+    pub async fn bare(settings: Settings) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let settings = Arc::new(settings);
         let state = Directory::open(&directory.path().join("state")).unwrap();
@@ -136,26 +151,7 @@ impl World {
         tokio::spawn(listener.serve(Arc::clone(&front), acceptor, async {
             let _dropped = ended.await;
         }));
-        let mut world = Self {
-            front,
-            worker,
-            port,
-            directory,
-            image: String::new(),
-            store,
-            logs,
-            clock,
-            _end: end,
-        };
-        let image = json!({
-            "name": "app", "codeArtifact": {"uri": "s3://b/app.zip"},
-            "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
-            "buildRoleArn": "arn:aws:iam::000000000000:role/Build",
-        });
-        let made = world.call("POST", "microvm-images", &image);
-        world.image = made["imageArn"].as_str().unwrap().to_owned();
-        world.until_image(&world.image, "CREATED").await;
-        world
+        Self { front, worker, port, directory, image: String::new(), store, logs, clock, _end: end }
     }
 
     /// A running microVM whose policy is as given.
@@ -220,6 +216,21 @@ impl World {
         let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         assert!(answer.status < 300, "{method} {path}: {answer:?}");
         serde_json::from_slice(&answer.body).unwrap_or_default()
+    }
+
+    /// A form for IAM, which has to succeed.
+    pub fn iam(&self, form: &str) {
+        let answer = self.front.services.answer(&Call {
+            method: "POST".into(),
+            path: "/".into(),
+            query: String::new(),
+            headers: HeaderMap::new(),
+            body: form.to_owned().into(),
+            service: "iam".into(),
+            region: "us-east-1".into(),
+            session: None,
+        });
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
     }
 
     pub fn state(&self, vm: &Vm) -> String {
@@ -337,7 +348,7 @@ fn built(version: VersionId, result: Result<(), &str>) -> Report {
 
 impl Worker for TestWorker {
     fn refusal(&self) -> Option<&str> {
-        None
+        self.directory.join("refuse").exists().then_some("The test's worker refuses.")
     }
 
     fn adopt(&self, _: &Sender<Report>) {}
@@ -347,6 +358,9 @@ impl Worker for TestWorker {
             let _the_test_is_over = reports.send(report);
         };
         let microvm = |id, event| say(Report::Microvm { id, event, reason: None });
+        if self.directory.join("hold").exists() {
+            return;
+        }
         match action {
             Action::Build(version) => {
                 say(Report::BuildStarted { version: version.clone() });
@@ -365,7 +379,9 @@ impl Worker for TestWorker {
                     None => microvm(id, Event::Resumed),
                 }
             }
-            other => panic!("no test needs {other:?}"),
+            Action::RemoveVersion(version) => say(Report::VersionRemoved { version }),
+            Action::Connect(id) => say(Report::Connected { id }),
+            Action::Disconnect(id) => say(Report::Disconnected { id }),
         }
     }
 

@@ -207,6 +207,9 @@ fn a_token_grants_what_was_asked_for_and_no_more() {
     let closed = with(input(5, ports.clone()), id_of(&closed));
     assert!(world.refused("CreateMicrovmAuthToken", closed).message.contains("HTTP_INGRESS"));
     world.ask("TerminateMicrovm", id_of(&id));
+    let error = world.refused("CreateMicrovmAuthToken", input(5, ports.clone()));
+    assert!(error.code == "ConflictException" && error.message.contains("TERMINATING"), "{error}");
+    world.happened(&id, Event::Terminated);
     let error = world.refused("CreateMicrovmAuthToken", input(5, ports));
     assert!(error.message.contains("has been terminated"), "{error}");
 }
