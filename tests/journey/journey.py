@@ -141,7 +141,9 @@ class Journey:
         self.note(f"an image is built: {build['snapshotBuild']}")
 
     def lives(self):
-        one, two = self.run("first"), self.run("second")
+        ingress = [f"arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{word}_INGRESS"
+                   for word in ["HTTP", "SHELL"]]
+        one, two = self.run("first"), self.run("second", ingressNetworkConnectors=ingress)
         for vm, payload in [(one, "first"), (two, "second")]:
             self.state(vm, "RUNNING")
             self.says(vm, "heard=3 hook=run status=200 version=1.0")
@@ -157,6 +159,18 @@ class Journey:
         self.says(one, "heard=5 hook=resume")
         self.note("one was suspended and resumed, and counts on")
         return one, two
+
+    def commands(self, vm):
+        """The project's own commands, on the host, against the agent in a microVM."""
+        rotifer = f"{self.host.directory}/bin/rotifer"
+        run = f"{rotifer} exec --state {self.host.state} {vm} -- sh -c 'echo $MINE; id -u >&2; cat; exit 7'"
+        said = self.host.shell(f"echo typed | {run} 2>{self.host.directory}/errors; echo $?").split()
+        errors = self.host.shell(f"cat {self.host.directory}/errors")
+        assert said == ["1", "typed", "7"] and errors.strip() == "0", (said, errors)
+        shell = f"echo 'hostname; cat /etc/os-release; exit 3' | {rotifer} shell --state {self.host.state} {vm}; echo $?"
+        said = self.host.shell(shell)
+        assert "ID=debian" in said and said.splitlines()[-1] == "3", said
+        self.note("a command and a shell ran in it: input, both outputs, environment and exit status")
 
     def endpoints(self, one, two):
         assert [self.visits(one), self.visits(one), self.visits(two)] == [1, 2, 1]
@@ -230,6 +244,7 @@ def main():
         journey.note("the daemon serves")
         journey.builds()
         one, two = journey.lives()
+        journey.commands(two)
         journey.endpoints(one, two)
         # A machine cannot be the world outside of itself.
         networks = None if platform.machine() == "aarch64" else Networks(journey)
