@@ -134,6 +134,7 @@ fn round(client: &Client, image: &str, recorder: &mut Recorder) -> Result<()> {
     add(recorder, "launch: there is a token".into(), launched.token_made);
     add(recorder, "launch: TLS with the endpoint".into(), launched.connected);
     add(recorder, "launch: first byte, with token (AWS: 3540)".into(), launched.answered);
+    add_steps(client, id, "launch", recorder)?;
 
     let mut app = client.connect(endpoint)?;
     for _ in 0..WARM_COUNT {
@@ -158,6 +159,7 @@ fn round(client: &Client, image: &str, recorder: &mut Recorder) -> Result<()> {
     let mut app = client.connect(endpoint)?;
     app.get(token)?;
     add(recorder, "auto-resume: first byte (AWS: 700)".into(), begin.elapsed());
+    add_steps(client, id, "auto-resume", recorder)?;
 
     terminate(client, id, recorder)
 }
@@ -225,6 +227,20 @@ fn launch(client: &Client, image: &str) -> Result<Launched> {
     app.get(&token)?;
     let answered = begin.elapsed();
     Ok(Launched { id, endpoint, token, run, token_made, connected, answered })
+}
+
+/// What the daemon says that each step of the last launch or resume took.
+fn add_steps(client: &Client, id: &str, what: &str, recorder: &mut Recorder) -> Result<()> {
+    let timeline = client.ask("GET", &format!("/rotifer/usage?microvm={id}"), &Value::Null)?;
+    let phases = timeline["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let steps = phases.iter().rev().find_map(|phase| phase["steps"].as_array());
+    let steps = steps.with_context(|| format!("no steps are told: {timeline}"))?;
+    for step in steps {
+        let (name, ms) = (text(step, "name")?, step["ms"].as_f64());
+        let ms = ms.with_context(|| format!("a step without a time: {step}"))?;
+        recorder.add(Side::Own, Metric::lower_of(format!("{what}, step: {name}"), "ms"), ms);
+    }
+    Ok(())
 }
 
 /// Asks until something is in the state that is awaited.

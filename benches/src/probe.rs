@@ -277,6 +277,15 @@ impl Snapshot {
         Ok(probe.create(setup, Kind::Full)?.0)
     }
 
+    /// How a snapshot that was written on top of this one is restored where this one's memory is shared.
+    pub fn below(&self, options: &Options) -> Options {
+        let mut options = options.clone();
+        if options.pager.is_some() {
+            options.load["base_snapshot_path"] = json!(self.path(STATE));
+        }
+        options
+    }
+
     /// Restores it, has `work` use the machine, and remembers what memory that takes. Only our
     /// VMM knows how to; of a peer nothing is recorded.
     ///

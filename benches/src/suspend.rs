@@ -1,5 +1,5 @@
-//! Benchmark: how long a guest stands still for a snapshot, and how much is written, against how
-//! much of its memory has changed since it was restored.
+//! Benchmark: how long a guest stands still for a snapshot, how much is written, and when it answers again,
+//! against how much of its memory has changed since it was restored.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::bench::{Rounds, Setup, Subject};
 use crate::guest::{Operation, Touch};
 use crate::probe::mapping::{Figures, Wanted, with_each};
 use crate::probe::{Kind, MIB_PAGES, Options, Probe, Shape, Snapshot};
-use crate::process::mib;
-use crate::record::Recorder;
+use crate::process::{Footprint, mib};
+use crate::record::{Recorder, Side};
 
 const ROUNDS: Rounds = Rounds { warm_up: 0, full: 5, counted: 3, quick: 1 };
 
@@ -62,8 +62,21 @@ fn changed(
     let (mut probe, _) = parent.restore(setup, &subject.program, options)?;
     let count = changed_mib * MIB_PAGES;
     let touch = Touch { pages: 0..count, count, operation: Operation::Write, ..Touch::nothing() };
-    probe.connect()?.ask(&touch)?;
-    suspend(setup, &mut probe, Kind::Diff, &format!("-{changed_mib}mib"), figures).map(drop)
+    // Whose loss wakes the guest when it goes on.
+    let mut client = probe.connect()?;
+    client.ask(&touch)?;
+    let name = format!("-{changed_mib}mib");
+    let snapshot = suspend(setup, &mut probe, Kind::Diff, &name, figures)?;
+    if subject.side == Side::Peer {
+        // Its snapshots of changes cannot be restored without a tool that merges them.
+        return Ok(());
+    }
+    drop(probe);
+    let (probe, moments) = snapshot.restore(setup, &subject.program, &parent.below(options))?;
+    figures.add(format!("{name}/resumed/process-to-first-answer"), "ms", ms(moments.answered));
+    let footprint = Footprint::all(probe.id())?;
+    figures.add(format!("{name}/resumed: private memory"), "MiB", mib(footprint.private_kib));
+    Ok(())
 }
 
 fn suspend(
@@ -75,9 +88,12 @@ fn suspend(
 ) -> Result<Snapshot> {
     let pause = probe.pause()?;
     let (snapshot, create) = probe.create(setup, kind)?;
-    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
     figures.add(format!("{name}/pause"), "ms", ms(pause));
     figures.add(format!("{name}/create"), "ms", ms(create));
     figures.add(format!("{name}/written"), "MiB", mib(snapshot.bytes()? >> 10));
     Ok(snapshot)
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

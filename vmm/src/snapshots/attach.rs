@@ -7,7 +7,7 @@ use rotifer_snapshot::pager::{
     Mapping, Options, Pager, PagerError, Policy, Reach, StartError, Userfault, load_all,
 };
 
-use super::{HostFile, Origin, OriginError, SnapshotError};
+use super::{Origin, OriginError, SnapshotError};
 use crate::api::Load;
 
 /// Sees to it that `memory`, which nothing has touched yet, has the content of the snapshot whenever
@@ -35,7 +35,7 @@ pub fn attach(
             (Box::new(source), Mapping::Service(image))
         }
         (Some(socket), Some(base)) => {
-            let base = Origin::open(base, None, &HostFile::default())?;
+            let base = Origin::open(base, None, &load.host)?;
             let image = Service::connect(socket)?.open(&base.snapshot)?;
             let base = image.into_base().map_err(OriginError::from)?;
             (base.below(source), Mapping::Copy)
