@@ -37,7 +37,7 @@ mod tests;
 mod userfault;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
@@ -70,7 +70,7 @@ use self::{
     userfault::LazyMemory,
 };
 use crate::{
-    layout::{BlockIndex, CHUNK_BYTES, PageIndex},
+    layout::{BlockIndex, CHUNK_BYTES, ChunkIndex, PageIndex},
     manifest::PageRun,
     source::PageSource,
 };
@@ -137,7 +137,7 @@ impl Pager {
     /// See [`StartError`]; nothing runs then.
     pub fn start<B: Bitmap + Clone + Send + Sync + 'static>(
         memory: &GuestMemoryMmap<B>,
-        source: Box<dyn PageSource>,
+        mut source: Box<dyn PageSource>,
         userfault: impl FnOnce() -> Result<Userfault, UserfaultError>,
         options: Options,
         on_failure: impl FnOnce(PagerError) + Send + 'static,
@@ -152,7 +152,7 @@ impl Pager {
         let data = pieces::with_data(space, |block| source.has_data(block));
         clear(&local)?;
         let pieces = match &mapping {
-            Mapping::Copy => map_base(&local, &data, &*source)?,
+            Mapping::Copy => map_base(&local, data, &mut *source, &status.residency)?,
             Mapping::Shared(image) => map(&local, &data, image.view(), &[])?,
             Mapping::Service(image) => map(&local, &data, image.view(), &written)?,
         };
@@ -323,22 +323,31 @@ fn map(
     Ok(pieces::within(space, mapped, is_missing))
 }
 
-/// The source's base in these pieces, as far as it is the same. The other blocks have to be loaded: they are
+/// The source's base in these pieces, as far as it is the same. The other chunks have to be loaded: they are
 /// returned.
 fn map_base(
     local: &LocalMemory,
-    data: &[Piece],
-    source: &dyn PageSource,
+    data: Vec<Piece>,
+    source: &mut dyn PageSource,
+    residency: &Residency,
 ) -> Result<Vec<Piece>, StartError> {
-    let Some(image) = source.base() else { return Ok(data.to_vec()) };
+    if source.base().is_none() {
+        return Ok(data);
+    }
     let space = local.space();
-    // Asked once: a block may come to be there meanwhile.
-    let blocks = (0..space.block_count()).map(BlockIndex);
-    let shared: BTreeSet<_> = blocks.filter(|block| source.is_in_base(*block)).collect();
-    for piece in pieces::within(space, data, |block| shared.contains(&block)) {
+    let shared: BTreeMap<_, _> =
+        pieces::blocks(&data).map(|block| (block, source.base_chunks(block))).collect();
+    let is_shared = |chunk: ChunkIndex| {
+        shared.get(&chunk.block()).is_some_and(|chunks| chunks & residency::bit(chunk) != 0)
+    };
+    let Some(image) = source.base() else { return Ok(data) };
+    for piece in pieces::chunks_within(space, &data, is_shared) {
         local.map(piece, image).map_err(|source| refused(local, SHARE, piece, source))?;
     }
-    Ok(pieces::within(space, data, |block| !shared.contains(&block)))
+    for (block, chunks) in &shared {
+        residency.set_chunks_loaded(*block, *chunks);
+    }
+    Ok(pieces::chunks_within(space, &data, |chunk| !is_shared(chunk)))
 }
 
 /// Gives the machine its own copies of these pages where they are there to be copied: nobody serves

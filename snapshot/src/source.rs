@@ -23,15 +23,16 @@ pub trait PageSource: Send {
     /// a machine starts.
     fn has_data(&self, block: BlockIndex) -> bool;
 
-    /// An image of this host that has some of this one's blocks, verified: they can be mapped from there,
+    /// An image of this host that has some of this one's chunks, verified: they can be mapped from there,
     /// privately, instead of being loaded.
     fn base(&self) -> Option<&ImageView> {
         None
     }
 
-    /// Whether a block is one of those. That may become true at any time, and stays so.
-    fn is_in_base(&self, _block: BlockIndex) -> bool {
-        false
+    /// The chunks of a block that are the same there: bit `n` stands for chunk `n` of the block. There may
+    /// come to be more of them at any time, and never less.
+    fn base_chunks(&mut self, _block: BlockIndex) -> u32 {
+        0
     }
 
     /// The pages of a block that the image has. Cheap once the block has been asked for.

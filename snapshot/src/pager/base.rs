@@ -2,9 +2,9 @@
 //! it was launched from, and the host has verified that already, for its clones.
 //!
 //! ```text
-//!  a block that is the same in both    ─▶ mapped: shared with all clones until it is written
-//!  a piece of any other block, in both ─▶ copied out of the image
-//!  what is the machine's own           ─▶ read from its packs, and verified
+//!  a chunk that is the same in both ─▶ mapped: shared with all clones until it is written
+//!  pages of others that are         ─▶ copied out of the image
+//!  what is the machine's own        ─▶ read from its packs, and verified
 //! ```
 //! Same means that the digests are: whatever a hostile snapshot claims to have in common with another
 //! one, it gets nothing that it could not have brought along itself.
@@ -14,11 +14,18 @@ use vm_memory::VolatileSlice;
 use super::shared_image::ImageView;
 use crate::{
     image_reader::{ImageReader, of_chunk, zero_fill},
-    layout::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ChunkIndex, PAGE_BYTES, PAGES_PER_CHUNK},
+    layout::{
+        BLOCK_BYTES, BlockIndex, CHUNK_BYTES, CHUNKS_PER_BLOCK, ChunkIndex, PAGE_BYTES,
+        PAGES_PER_CHUNK,
+    },
     page_set::{PageSet, bits},
     record::Piece,
     source::{PageSource, SourceError},
 };
+
+/// Blocks that are compared chunk by chunk before the machine runs, each of which takes a while (45 us,
+/// instruction-counted). Of later ones what is the same is copied when it is touched.
+const COMPARED_BLOCKS_MAX: u32 = 64;
 
 /// An image that this host shares, of a snapshot that another one is based on.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ struct Based {
     base: Base,
     /// Of the chunk that is being loaded.
     pieces: Vec<Piece>,
+    /// How many blocks may still be compared.
+    compared_left: u32,
 }
 
 impl Base {
@@ -49,7 +58,8 @@ impl Base {
             return Box::new(reader);
         }
         let pieces = Vec::with_capacity(PAGES_PER_CHUNK);
-        Box::new(Based { reader, base: self, pieces })
+        let compared_left = COMPARED_BLOCKS_MAX;
+        Box::new(Based { reader, base: self, pieces, compared_left })
     }
 
     /// The base's pieces of a chunk that is there.
@@ -74,8 +84,7 @@ impl Based {
         pieces.clear();
         pieces.extend_from_slice(of_chunk(reader.pieces(block)?, chunk.in_block()));
         let known = base.pieces(chunk);
-        // The rest of them is to be read. It is told apart before the image is borrowed.
-        let is_known = |piece: &Piece| known.iter().any(|base| has_same_pages(base, piece));
+        let is_known = |piece: &Piece| known.iter().any(|base| piece.is_within(base));
         let copied: u16 = pieces.iter().filter(|it| is_known(it)).fold(0, |all, it| all | it.used);
         let copied = copy(&base.view, chunk, copied, out);
         let mut pages = copied;
@@ -88,10 +97,17 @@ impl Based {
     }
 }
 
-/// Whether the used pages of a piece are, in the base, pages of the same content.
-fn has_same_pages(base: &Piece, piece: &Piece) -> bool {
-    let content = |it: &Piece| (it.digest, it.stored, it.codec);
-    content(base) == content(piece) && piece.used & !base.used == 0
+impl Piece {
+    /// Whether both give the same pages.
+    fn is_same(&self, other: &Self) -> bool {
+        self.used == other.used && self.is_within(other)
+    }
+
+    /// Whether the other one gives all pages that this one gives.
+    fn is_within(&self, other: &Self) -> bool {
+        let content = |it: &Self| (it.digest, it.stored, it.codec);
+        content(self) == content(other) && self.used & !other.used == 0
+    }
 }
 
 /// Copies these pages of a chunk out of an image. Returns which ones.
@@ -124,10 +140,28 @@ impl PageSource for Based {
         Some(&self.base.view)
     }
 
-    fn is_in_base(&self, block: BlockIndex) -> bool {
+    fn base_chunks(&mut self, block: BlockIndex) -> u32 {
+        let Self { reader, base: Base { reader: base, view }, .. } = self;
         let digest = |reader: &ImageReader| reader.index().entry(block).map(|it| it.digest);
-        let own = digest(&self.reader);
-        own.is_some() && own == digest(&self.base.reader) && self.base.view.is_resident(block)
+        match (digest(reader), digest(base)) {
+            (Some(own), Some(other)) if view.is_resident(block) => {
+                if own == other {
+                    return u32::MAX;
+                }
+            }
+            _ => return 0,
+        }
+        let Some(left) = self.compared_left.checked_sub(1) else { return 0 };
+        self.compared_left = left;
+        // A block that cannot be read is nobody's yet: who touches it hears of it.
+        let (Ok(own), Ok(other)) = (reader.pieces(block), base.pieces(block)) else { return 0 };
+        let is_same = |chunk: &usize| {
+            let (own, other) = (of_chunk(own, *chunk), of_chunk(other, *chunk));
+            own.len() == other.len() && own.iter().zip(other).all(|(own, other)| own.is_same(other))
+        };
+        (0..CHUNKS_PER_BLOCK)
+            .filter(is_same)
+            .fold(0, |mask, chunk| mask | 1_u32.wrapping_shl(chunk as u32))
     }
 
     fn pages(&mut self, block: BlockIndex) -> Result<PageSet, SourceError> {

@@ -41,9 +41,7 @@ impl DataMap {
         let chunks = match self.known(block) {
             Some(chunks) => chunks,
             None => {
-                let pages = source.pages(block)?;
-                let chunks = pages.chunks();
-                let chunks = chunks.fold(0, |mask, (number, _)| mask | bit(block.chunk(number)));
+                let chunks = Self::chunks_of(block, &source.pages(block)?);
                 self.learn(block, chunks);
                 chunks
             }
@@ -80,6 +78,11 @@ impl DataMap {
             count = count.saturating_add(1);
         }
         Ok(count)
+    }
+
+    /// The chunks of a block that have any of these pages.
+    pub fn chunks_of(block: BlockIndex, pages: &PageSet) -> u32 {
+        pages.chunks().fold(0, |mask, (number, _)| mask | bit(block.chunk(number)))
     }
 
     fn known(&self, block: BlockIndex) -> Option<u32> {

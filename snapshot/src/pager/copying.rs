@@ -39,12 +39,21 @@ impl Copying {
     pub fn new(
         memory: LazyMemory,
         pieces: Vec<Piece>,
-        source: Box<dyn PageSource>,
+        mut source: Box<dyn PageSource>,
         plan: Plan,
         status: Arc<Status>,
     ) -> Self {
         let mut data = DataMap::new(memory.space().block_count());
         pieces::others(memory.space(), &pieces).for_each(|block| data.learn(block, 0));
+        // Of some, a part is there: only the rest is missing.
+        for block in pieces::blocks(&pieces) {
+            let loaded = status.residency.loaded_chunks(block);
+            if loaded != 0
+                && let Ok(pages) = source.pages(block)
+            {
+                data.learn(block, DataMap::chunks_of(block, &pages) & !loaded);
+            }
+        }
         let (ahead, fault) = (Stage::new(), Stage::new());
         Self { memory, pieces, source, data, plan, ahead, fault, status }
     }

@@ -58,8 +58,13 @@ impl Residency {
     }
 
     pub(super) fn set_block_loaded(&self, block: BlockIndex) {
+        self.set_chunks_loaded(block, u32::MAX);
+    }
+
+    /// Bit `n` stands for chunk `n` of the block.
+    pub(super) fn set_chunks_loaded(&self, block: BlockIndex, chunks: u32) {
         if let Some(word) = self.loaded.get(block.0 as usize) {
-            word.store(u32::MAX, Ordering::Release);
+            word.fetch_or(chunks, Ordering::Release);
         }
     }
 

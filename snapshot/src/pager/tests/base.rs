@@ -15,7 +15,7 @@ use super::snapshot::BLOCKS;
 const OWN: PackId = PackId([6; 16]);
 
 /// What the child has written: pages, and the number that is in all of their words. Block 0 is as it was,
-/// 1 and 2 are changed in part, and the zeroes of 3 are not all zeroes any more.
+/// chunks 1 and 18 of block 1 and chunk 0 of block 2 are changed, and the zeroes of 3 are not all zeroes any more.
 fn written() -> BTreeMap<u32, u64> {
     let (block, chunk) = (512, 16);
     [(block + chunk + 2, 70), (block + 300, 71), (2 * block + 9, 72), (3 * block + 5, 73)].into()
@@ -79,11 +79,12 @@ fn start_based(
     memory: &Memory,
     (parent, child): (&Snapshot, &Snapshot),
     image: &SharedImage,
+    reach: Reach,
 ) -> Option<Pager> {
     let userfault = userfault()?;
     let base = Base::new(parent.memory().unwrap(), view(image));
     let source = base.below(child.memory().unwrap());
-    let options = Options { mapping: Mapping::Copy, reach: Reach::Chunk, ..Options::default() };
+    let options = Options { mapping: Mapping::Copy, reach, ..Options::default() };
     let fail = |error: PagerError| panic!("{error:?}");
     Some(Pager::start(memory, source, || Ok(userfault), options, fail).unwrap())
 }
@@ -105,14 +106,34 @@ fn it_sees_its_own_pages_and_those_of_the_base_and_writes_to_neither() {
     let child = write_child(directory.path(), &parent);
     let image = image(&parent, &[0, 1, 2]);
     let (first, second) = (memory(BLOCKS), memory(BLOCKS));
-    let Some(pager) = start_based(&first, (&parent, &child), &image) else { return };
+    let Some(pager) = start_based(&first, (&parent, &child), &image, Reach::Chunk) else { return };
     (0..512).map(PageIndex).for_each(|page| check_child(&first, page));
     assert_eq!(pager.counts().faults, 0, "block 0 is the base's, and nobody is asked for it");
+    (512..1024).map(PageIndex).for_each(|page| check_child(&first, page));
+    // Of block 1, two chunks are not, and one of them has pages of both.
+    assert_eq!(pager.counts().faults, 2);
     pages(BLOCKS).for_each(|page| check_child(&first, page));
     first.write_obj(9_u64, address_of(PageIndex(1))).unwrap();
     first.write_obj(9_u64, address_of(PageIndex(513))).unwrap();
-    let Some(_other) = start_based(&second, (&parent, &child), &image) else { return };
+    let Some(_other) = start_based(&second, (&parent, &child), &image, Reach::Chunk) else {
+        return;
+    };
     pages(BLOCKS).for_each(|page| check_child(&second, page));
+}
+
+#[test]
+fn when_all_is_there_the_pager_is_not_needed_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let parent = write(directory.path(), Vec::new());
+    let child = write_child(directory.path(), &parent);
+    let image = image(&parent, &[0, 1]);
+    let memory = memory(BLOCKS);
+    let Some(pager) = start_based(&memory, (&parent, &child), &image, Reach::Everything) else {
+        return;
+    };
+    wait_until("all is loaded", || pager.is_complete());
+    drop(pager);
+    pages(BLOCKS).for_each(|page| check_child(&memory, page));
 }
 
 #[test]
@@ -122,7 +143,7 @@ fn what_the_base_has_is_not_read_from_the_packs() {
     let child = write_child(directory.path(), &parent);
     let image = image(&parent, &[0, 1]);
     let memory = memory(BLOCKS);
-    let Some(pager) = start_based(&memory, (&parent, &child), &image) else { return };
+    let Some(pager) = start_based(&memory, (&parent, &child), &image, Reach::Chunk) else { return };
     // The records are read before: they are in the same pack.
     let read_ahead = [512 + 16, 2 * 512].map(PageIndex);
     read_ahead.into_iter().for_each(|page| check_child(&memory, page));
@@ -137,7 +158,8 @@ fn a_base_that_is_not_there_or_of_another_size_is_none() {
     let parent = write(directory.path(), Vec::new());
     let child = write_child(directory.path(), &parent);
     let memory = memory(BLOCKS);
-    let Some(_pager) = start_based(&memory, (&parent, &child), &image(&parent, &[])) else {
+    let Some(_pager) = start_based(&memory, (&parent, &child), &image(&parent, &[]), Reach::Chunk)
+    else {
         return;
     };
     pages(BLOCKS).for_each(|page| check_child(&memory, page));
@@ -148,13 +170,13 @@ fn a_base_that_is_not_there_or_of_another_size_is_none() {
 }
 
 #[test]
-fn only_blocks_of_the_same_digest_are_shared() {
+fn only_chunks_of_the_same_digests_are_shared() {
     let directory = tempfile::tempdir().unwrap();
     let parent = write(directory.path(), Vec::new());
     let child = write_child(directory.path(), &parent);
     let image = image(&parent, &[0, 1, 2]);
     let base = Base::new(parent.memory().unwrap(), view(&image));
-    let source = base.below(child.memory().unwrap());
-    let same: Vec<_> = (0..BLOCKS).filter(|block| source.is_in_base(BlockIndex(*block))).collect();
-    assert_eq!(same, [0]);
+    let mut source = base.below(child.memory().unwrap());
+    let same: Vec<_> = (0..BLOCKS).map(|block| source.base_chunks(BlockIndex(block))).collect();
+    assert_eq!(same, [u32::MAX, !(1 << 1 | 1 << 18), !1, 0]);
 }
