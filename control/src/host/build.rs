@@ -12,8 +12,8 @@ use super::lines::Lines;
 use super::machines::{MachineError, ROOT};
 use super::prepare::{self, PrepareError};
 use super::{BUG, Inner, Parts};
-use crate::fleet::Report;
 use crate::fleet::records::{SnapshotBuild, Version, VersionId};
+use crate::fleet::{Measured, Report};
 use crate::s3::{self, FetchError};
 use crate::store::StoreError;
 
@@ -82,7 +82,11 @@ impl Inner {
         let _place = self.builds.acquire().await;
         let _nobody_listens = reports.send(Report::BuildStarted { version: id.clone() });
         match self.try_build(id).await {
-            Ok(snapshot) => Report::BuildSucceeded { version: id.clone(), snapshot },
+            Ok(snapshot) => {
+                let stored_bytes = files::stored_bytes(&self.version_directory(id));
+                let measured = Measured { stored_bytes, ..Measured::default() };
+                Report::BuildSucceeded { version: id.clone(), snapshot, measured }
+            }
             Err(error) => {
                 tracing::warn!("the build of {id:?} failed: {}", crate::report(&error));
                 Report::BuildFailed { version: id.clone(), reason: error.to_string() }

@@ -19,7 +19,7 @@ use rotifer_control::clock::{Clock, Timestamp};
 use rotifer_control::endpoint::{Counts, Gates};
 use rotifer_control::fleet::microvm::{Event, Phase};
 use rotifer_control::fleet::records::{SnapshotBuild, VersionId};
-use rotifer_control::fleet::{Action, Report};
+use rotifer_control::fleet::{Action, Measured, Report};
 use rotifer_control::host::LogBook;
 use rotifer_control::http::{Call, Front, Listener};
 use rotifer_control::lambda::records;
@@ -97,7 +97,12 @@ pub struct TestWorker {
     pub resumes: AtomicUsize,
     /// Connections that were made.
     pub connections: AtomicUsize,
+    /// What is measured from now on, of every microVM.
+    pub measured: Mutex<Measured>,
 }
+
+/// What every version takes on the disk.
+pub const VERSION_BYTES: u64 = 1 << 30;
 
 impl World {
     pub async fn new() -> Self {
@@ -105,7 +110,33 @@ impl World {
     }
 
     pub async fn with(settings: Settings) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
+        let mut world = Self::start(tempfile::tempdir().unwrap(), settings, clock).await;
+        let image = json!({
+            "name": "app", "codeArtifact": {"uri": "s3://b/app.zip"},
+            "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
+            "buildRoleArn": "arn:aws:iam::000000000000:role/Build",
+        });
+        let made = world.call("POST", "microvm-images", &image);
+        world.image = made["imageArn"].as_str().unwrap().to_owned();
+        world.until_image(&world.image, "CREATED").await;
+        world
+    }
+
+    /// Another daemon on what this one has kept, as if this one was killed. Machines go on as they are.
+    pub async fn started_again(self) -> Self {
+        let measured = std::mem::take(&mut *self.worker.measured.lock().unwrap());
+        let image = self.image.clone();
+        let world = Self::start(self.directory, Settings::default(), self.clock).await;
+        *world.worker.measured.lock().unwrap() = measured;
+        Self { image, ..world }
+    }
+
+    async fn start(
+        directory: tempfile::TempDir,
+        settings: Settings,
+        clock: Arc<AtomicI64>,
+    ) -> Self {
         let settings = Arc::new(settings);
         let state = Directory::open(&directory.path().join("state")).unwrap();
         let worker = Arc::new(TestWorker {
@@ -114,8 +145,8 @@ impl World {
             held_builds: Mutex::new(None),
             resumes: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            measured: Mutex::default(),
         });
-        let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
         let acceptor = TlsAcceptor::from(tls::server(&state, &settings).unwrap());
         let acting: Arc<dyn Worker> = Arc::clone(&worker) as _;
         let mut parts = None;
@@ -136,26 +167,7 @@ impl World {
         tokio::spawn(listener.serve(Arc::clone(&front), acceptor, async {
             let _dropped = ended.await;
         }));
-        let mut world = Self {
-            front,
-            worker,
-            port,
-            directory,
-            image: String::new(),
-            store,
-            logs,
-            clock,
-            _end: end,
-        };
-        let image = json!({
-            "name": "app", "codeArtifact": {"uri": "s3://b/app.zip"},
-            "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
-            "buildRoleArn": "arn:aws:iam::000000000000:role/Build",
-        });
-        let made = world.call("POST", "microvm-images", &image);
-        world.image = made["imageArn"].as_str().unwrap().to_owned();
-        world.until_image(&world.image, "CREATED").await;
-        world
+        Self { front, worker, port, directory, image: String::new(), store, logs, clock, _end: end }
     }
 
     /// A running microVM whose policy is as given.
@@ -266,6 +278,11 @@ impl World {
         within(lines.flushed()).await;
     }
 
+    /// Milliseconds since 1970.
+    pub fn now(&self) -> i64 {
+        self.clock.load(Ordering::SeqCst)
+    }
+
     pub fn gates(&self) -> &Gates {
         self.front.services.lambda.gates()
     }
@@ -309,6 +326,16 @@ impl TestWorker {
         }
     }
 
+    fn happened(&self, id: String, event: Event) -> Report {
+        let measured = self.measured.lock().unwrap().clone();
+        Report::Microvm { id, event, reason: None, measured }
+    }
+
+    /// From now on guests have had so many seconds of processors since their processes were started.
+    pub fn has_used(&self, seconds: u64) {
+        self.measured.lock().unwrap().processor_time = Some(Duration::from_secs(seconds));
+    }
+
     /// From now on resumes do not end.
     pub fn hold_resumes(&self) {
         *self.held.lock().unwrap() = Some(Vec::new());
@@ -317,7 +344,7 @@ impl TestWorker {
     /// Ends those that were held back.
     pub fn release_resumes(&self, event: Event) {
         for (id, reports) in self.held.lock().unwrap().take().unwrap() {
-            reports.send(Report::Microvm { id, event, reason: None }).unwrap();
+            reports.send(self.happened(id, event)).unwrap();
         }
     }
 }
@@ -330,7 +357,10 @@ fn built(version: VersionId, result: Result<(), &str>) -> Report {
         disk_snapshot_size_in_bytes: 1,
     };
     match result {
-        Ok(()) => Report::BuildSucceeded { version, snapshot },
+        Ok(()) => {
+            let measured = Measured { stored_bytes: Some(VERSION_BYTES), ..Measured::default() };
+            Report::BuildSucceeded { version, snapshot, measured }
+        }
         Err(reason) => Report::BuildFailed { version, reason: reason.to_owned() },
     }
 }
@@ -346,7 +376,7 @@ impl Worker for TestWorker {
         let say = |report| {
             let _the_test_is_over = reports.send(report);
         };
-        let microvm = |id, event| say(Report::Microvm { id, event, reason: None });
+        let microvm = |id, event| say(self.happened(id, event));
         match action {
             Action::Build(version) => {
                 say(Report::BuildStarted { version: version.clone() });
@@ -355,6 +385,7 @@ impl Worker for TestWorker {
                     None => say(built(version, Ok(()))),
                 }
             }
+            Action::RemoveVersion(version) => say(Report::VersionRemoved { version }),
             Action::Launch(id) => microvm(id, Event::Launched),
             Action::Suspend(id) => microvm(id, Event::Suspended),
             Action::Terminate(id) => microvm(id, Event::Terminated),
@@ -367,6 +398,10 @@ impl Worker for TestWorker {
             }
             other => panic!("no test needs {other:?}"),
         }
+    }
+
+    fn processor_time(&self, _: &str) -> Option<Duration> {
+        self.measured.lock().unwrap().processor_time
     }
 
     fn connect(&self, _: &str, port: u16) -> Connecting<'_> {
