@@ -152,6 +152,22 @@ async fn what_was_used_is_counted_once_across_a_killed_daemon_and_a_killed_machi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_makes_no_burst() {
+    let world = World::new().await;
+    let _vm = world.vm(json!({})).await;
+    for (used, passed, all) in [
+        (8, 10, (8.0, 0.0)),
+        (12, -3600, (12.0, 0.0)),
+        (20, 10, (20.0, 0.0)),
+        (35, 10, (35.0, 5.0)),
+    ] {
+        world.worker.has_used(used);
+        world.pass(passed);
+        assert_eq!(processors(&world, "").await, all);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_used_is_found_in_the_hour_that_it_was_used_in() {
     let world = World::new().await;
     let _vm = world.vm(json!({})).await;

@@ -95,12 +95,17 @@ fn go_on(
         // It ran before this program counted.
         return insert(transaction, &microvm.id, (now.0, now.0), counter_us, (0, 0));
     };
-    // An older reading than the last one says nothing new. A clock that was set back makes no time.
+    // An older reading than the last one says nothing new.
     let used_us = counter_us.saturating_sub(row.counter_us);
-    if used_us < 0 {
+    let is_earlier = now.0 < row.end_ms;
+    if used_us < 0 || (used_us == 0 && is_earlier) {
         return Ok(());
     }
-    let end_ms = now.0.max(row.end_ms);
+    // The clock was set back: nobody knows how long it took to use this.
+    if is_earlier {
+        return insert(transaction, &microvm.id, (now.0, now.0), counter_us, (used_us, 0));
+    }
+    let end_ms = now.0;
     let burst_us = used_us.saturating_sub(allowed_us(microvm, end_ms - row.end_ms)).max(0);
     if row.end_ms - row.begin_ms >= ROW_MS {
         let times = (row.end_ms, end_ms);
