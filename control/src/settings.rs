@@ -1,5 +1,7 @@
 //! What an operator can set: one JSON file, every member optional, none ignored.
 
+mod code;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -7,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rotifer_network::policy::{self, Policy};
 use serde::Deserialize;
+
+pub use code::{CodeEndpoint, KeyPair};
 
 /// The settings of a daemon.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -47,6 +51,9 @@ pub struct HostSettings {
     /// Buckets of code artifacts that are directories of this host.
     #[serde(default)]
     pub code_directories: BTreeMap<String, PathBuf>,
+    /// Those that other S3-compatible services have.
+    #[serde(default)]
+    pub code_endpoints: BTreeMap<String, CodeEndpoint>,
 }
 
 /// How microVMs reach the world.
@@ -105,6 +112,23 @@ impl HostSettings {
         for path in named.chain(&mut self.builds).chain(self.code_directories.values_mut()) {
             *path = directory.join(&path);
         }
+        self.code_endpoints.values_mut().for_each(|endpoint| endpoint.relative_to(directory));
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        for (bucket, endpoint) in &self.code_endpoints {
+            let is_twice = self.code_directories.contains_key(bucket);
+            let fault = match endpoint.fault() {
+                _ if !code::is_bucket(bucket) => Some("that is no name of a bucket"),
+                _ if is_twice => Some("that bucket is one of host.code-directories, too"),
+                fault => fault,
+            };
+            if let Some(rule) = fault {
+                let (name, value) = ("host.code-endpoints", bucket.clone());
+                return Err(SettingsError::Value { name, value, rule });
+            }
+        }
+        self.networks.as_ref().map_or(Ok(()), NetworkSettings::check)
     }
 }
 
@@ -291,9 +315,7 @@ impl Settings {
             return refuse("limits", "0", "a limit of 0 would let nobody in");
         }
         let Limits { handshake_seconds, head_seconds, hold_seconds, .. } = self.limits;
-        if let Some(networks) = self.host.as_ref().and_then(|host| host.networks.as_ref()) {
-            networks.check()?;
-        }
+        self.host.as_ref().map_or(Ok(()), HostSettings::check)?;
         let is_time = |seconds: &u64| (1..=SECONDS_MAX).contains(seconds);
         if ![handshake_seconds, head_seconds, hold_seconds].iter().all(is_time) {
             return refuse("limits", "its seconds", "a time is from a second to an hour");
@@ -370,5 +392,39 @@ mod tests {
         for (networks, name) in cases {
             refused(&with(networks), name);
         }
+    }
+
+    #[test]
+    fn a_bucket_of_another_service_has_an_endpoint_with_tls_and_is_in_one_place() {
+        let with = |bucket: &str, endpoint: &str, more: &str| {
+            format!(
+                r#"{{"host": {{"vmm": "a", "kernel": "b", "initramfs": "c", "code-directories": {{"local": "d"}},
+                    "code-endpoints": {{"{bucket}": {{"endpoint": "{endpoint}", "credentials-file": "k" {more}}}}}}}}}"#
+            )
+        };
+        for endpoint in ["https://s3.example", "https://10.0.0.1:9000", "https://[::1]:9000"] {
+            let host = read(&with("code", endpoint, r#", "ca": "ca.pem""#)).unwrap().host.unwrap();
+            let code = &host.code_endpoints["code"];
+            assert!(code.credentials_file.is_absolute() && code.ca.as_ref().unwrap().is_absolute());
+        }
+        for endpoint in [
+            "http://s3.example",
+            "s3.example",
+            "https://",
+            "https://s3.example/",
+            "https://s3.example/minio",
+            "https://s3.example?x",
+            "https://s3.example#x",
+            "https://me:secret@s3.example",
+            "https://s3.example:99999",
+        ] {
+            refused(&with("code", endpoint, ""), "an endpoint is https");
+        }
+        for bucket in ["A-b", "ab", "-abc", "a..b", "a_b"] {
+            refused(&with(bucket, "https://s3.example", ""), "name of a bucket");
+        }
+        refused(&with("local", "https://s3.example", ""), "host.code-directories");
+        refused(&with("code", "https://s3.example", r#", "region": """#), "region");
+        refused(&with("code", "https://s3.example", r#", "secret": "x""#), "secret");
     }
 }

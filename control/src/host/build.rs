@@ -126,16 +126,7 @@ impl Inner {
         let new = beside(&self.version_directory(&version.id));
         files::empty(&new).await?;
         let archive = new.join(ARCHIVE);
-        let uri = version.spec.code_artifact.uri.clone();
-        let (inner, to) = (Arc::clone(self), archive.clone());
-        blocking(move || {
-            let Parts { store, directory, settings, .. } = &inner.parts;
-            let objects = directory.join("objects");
-            let place =
-                s3::Place { store, blobs: &objects, directories: &settings.code_directories };
-            s3::fetch(&place, &uri, &to)
-        })
-        .await?;
+        self.fetch(&version.spec.code_artifact.uri, &archive).await?;
         let (inner, said, disk) = (Arc::clone(self), lines.clone(), new.join(ROOT));
         let made = tokio::task::spawn_blocking(move || {
             let wish = Wish { archive: &archive, disk: &disk };
@@ -154,6 +145,24 @@ impl Inner {
             variables: self.variables(version),
         };
         Ok(prepare::prepare(&place, version, root.app, lines).await?)
+    }
+
+    /// Has the code where the builder finds it.
+    async fn fetch(self: &Arc<Self>, uri: &str, to: &Path) -> Result<(), BuildError> {
+        let (bucket, key) = s3::parts(uri)?;
+        if let Some(at) = self.parts.settings.code_endpoints.get(bucket) {
+            let fetched = s3::fetch_remote(&s3::Object { uri, bucket, key, at }, to).await;
+            return Ok(fetched.map_err(FetchError::from)?);
+        }
+        let (inner, uri, to) = (Arc::clone(self), uri.to_owned(), to.to_owned());
+        let fetched = blocking(move || {
+            let Parts { store, directory, settings, .. } = &inner.parts;
+            let objects = directory.join("objects");
+            let place =
+                s3::Place { store, blobs: &objects, directories: &settings.code_directories };
+            s3::fetch(&place, &uri, &to)
+        });
+        Ok(fetched.await?)
     }
 
     /// What every app finds in its environment.
