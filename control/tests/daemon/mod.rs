@@ -81,6 +81,7 @@ impl Daemon {
         }
         // Daemons of tests reach each other without it.
         let mut command = there(command);
+        // Nobody on the way knows the daemons of a test.
         command.env("NO_PROXY", "127.0.0.1");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
