@@ -214,17 +214,21 @@ impl Given {
                 What::Logs { of, follow }
             }
             "usage" => {
-                let needs = || needs("one microVM at most, and a time behind --since, like 24h");
+                let needs = || {
+                    needs("one microVM or --images at most, and a time behind --since, like 24h")
+                };
                 let said = self.options.remove("since").map(text).transpose()?;
                 let since =
                     said.map(|text| usage::since(&text, Timestamp::now()).ok_or_else(needs));
-                let (since, mut operands) = (since.transpose()?, operands.into_iter());
-                let microvm = operands.next();
-                // A timeline has no beginning but the first.
-                if operands.next().is_some() || (microvm.is_some() && since.is_some()) {
-                    return Err(needs());
-                }
-                What::Usage { microvm, since }
+                let images = self.has("images");
+                let of = match (operands.as_slice(), images, since.transpose()?) {
+                    ([], false, since) => usage::Of::Microvms { since },
+                    ([], true, since) => usage::Of::Versions { since },
+                    // A timeline has no beginning but the first.
+                    ([id], false, None) => usage::Of::Microvm { id: id.clone() },
+                    _ => return Err(needs()),
+                };
+                What::Usage { of }
             }
             _ => return Err(Error::Nothing),
         })
@@ -336,6 +340,7 @@ mod tests {
             "usage x y",
             "usage --since yesterday",
             "usage x --since 1h",
+            "usage x --images",
         ] {
             assert!(parse_text(text).is_err(), "{text}");
         }

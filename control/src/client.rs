@@ -4,14 +4,10 @@ mod objects;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_credential_types::Credentials as SigningCredentials;
-use aws_sigv4::http_request::{
-    PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, UriPathNormalizationMode,
-    sign,
-};
-use aws_sigv4::sign::v4;
+use aws_sigv4::http_request::SignableBody;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
@@ -29,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 pub use self::objects::Content;
+use crate::signing::Signer;
 use crate::state::{Credentials, Directory, StateError};
 
 /// The longest answer that is taken.
@@ -179,39 +176,14 @@ impl Client {
         service: &str,
         body: SignableBody<'_>,
     ) -> Result<(), ClientError> {
-        let failed =
-            |error: &dyn std::error::Error| ClientError::Make { reason: error.to_string() };
         let Credentials { access_key_id, secret_access_key } = &self.credentials;
-        let identity =
-            SigningCredentials::from_keys(access_key_id.as_str(), secret_access_key.as_str(), None)
-                .into();
-        let mut settings = SigningSettings::default();
-        // A key of S3 is what it is.
-        if service == "s3" {
-            settings.percent_encoding_mode = PercentEncodingMode::Single;
-            settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
-        } else {
-            settings.percent_encoding_mode = PercentEncodingMode::Double;
-        }
-        let params = v4::SigningParams::builder()
-            .identity(&identity)
-            .region(&self.region)
-            .name(service)
-            .time(SystemTime::now())
-            .settings(settings)
-            .build()
-            .map_err(|error| failed(&error))?
-            .into();
-        let headers = request.headers().iter();
-        let headers =
-            headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        let (method, address) = (request.method().as_str(), &self.address);
-        let url = format!("https://{address}{}", request.uri());
-        let signed = SignableRequest::new(method, url, headers, body)
-            .and_then(|signable| sign(signable, &params));
-        let (instructions, _) = signed.map_err(|error| failed(&error))?.into_parts();
-        instructions.apply_to_request_http1x(request);
-        Ok(())
+        let signer = Signer {
+            origin: &format!("https://{}", self.address),
+            region: &self.region,
+            service,
+            credentials: SigningCredentials::from_keys(access_key_id, secret_access_key, None),
+        };
+        signer.sign(request, body).map_err(|reason| ClientError::Make { reason })
     }
 
     async fn send<B>(&self, request: Request<B>) -> Result<(Parts, Bytes), ClientError>

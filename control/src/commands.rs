@@ -16,7 +16,6 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::client::{Ask, Client, ClientError};
-use crate::clock::Timestamp;
 use crate::state::Directory;
 
 const MICROVMS: &str = "/2025-09-09/microvms";
@@ -51,7 +50,7 @@ pub enum What {
     Resume { ids: Vec<String> },
     Remove { ids: Vec<String> },
     Logs { of: String, follow: bool },
-    Usage { microvm: Option<String>, since: Option<Timestamp> },
+    Usage { of: usage::Of },
 }
 
 /// Why a command fails.
@@ -137,7 +136,7 @@ impl Commands {
                 return self.build(directory, name, *memory_mib).await;
             }
             What::Logs { of, follow } => self.logs(of, *follow).await?,
-            What::Usage { microvm, since } => self.usage(microvm.as_deref(), *since).await?,
+            What::Usage { of } => self.usage(of).await?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -34,7 +34,7 @@ use crate::seal::Seal;
 use crate::settings::Settings;
 use names::Names;
 use records::{Connector, Image, Microvm, Token, Version, VersionId};
-pub use reports::Report;
+pub use reports::{Measured, Report};
 
 /// Items of a page that does not say how many.
 const PAGE_ITEMS: usize = 50;

@@ -32,6 +32,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -46,7 +47,7 @@ use self::vmm::SOCKET_BYTES_MAX;
 use crate::fleet::microvm::Event;
 use crate::fleet::names::Names;
 use crate::fleet::records::{Microvm, Version, VersionId};
-use crate::fleet::{Action, Change, Report};
+use crate::fleet::{Action, Change, Measured, Report};
 use crate::lambda::records;
 use crate::settings::HostSettings;
 use crate::store::{Store, StoreError};
@@ -187,6 +188,10 @@ impl Worker for Host {
         });
     }
 
+    fn processor_time(&self, id: &str) -> Option<Duration> {
+        self.0.processor_time(id)
+    }
+
     fn connect(&self, id: &str, port: u16) -> Connecting<'_> {
         let socket = vmm::vsock(&self.0.directory_of(id));
         Box::pin(async move { wire::connect(&socket, port).await })
@@ -200,15 +205,16 @@ impl Worker for Host {
 
 impl Inner {
     async fn perform(self: Arc<Self>, action: Action, reports: &Sender<Report>) -> Report {
+        let nothing = |()| Measured::default();
         let result = match &action {
             Action::Build(version) => return self.build(version, reports).await,
-            Action::RemoveVersion(version) => self.remove_version(version).await,
+            Action::RemoveVersion(version) => self.remove_version(version).await.map(nothing),
             Action::Launch(id) => self.launch(id, reports).await.map_err(told),
             Action::Suspend(id) => self.suspend(id, reports).await.map_err(told),
             Action::Resume(id) => self.resume(id, reports).await.map_err(told),
             Action::Terminate(id) => self.terminate(id).await.map_err(told),
-            Action::Connect(id) => self.connect(id),
-            Action::Disconnect(_) => Ok(()),
+            Action::Connect(id) => self.connect(id).map(nothing),
+            Action::Disconnect(_) => Ok(Measured::default()),
         };
         if let Err(reason) = &result {
             tracing::warn!("{action:?} failed: {reason}");
@@ -276,25 +282,31 @@ fn told(error: MachineError) -> String {
 }
 
 /// How an action ended, as the fleet hears it.
-fn ended(action: Action, result: Result<(), String>) -> Report {
+fn ended(action: Action, result: Result<Measured, String>) -> Report {
     let microvm = |id, done, failed| match result.clone() {
-        Ok(()) => Report::Microvm { id, event: done, reason: None },
-        Err(reason) => Report::Microvm { id, event: failed, reason: Some(reason) },
+        Ok(measured) => Report::Microvm { id, event: done, reason: None, measured },
+        Err(reason) => {
+            let (reason, measured) = (Some(reason), Measured::default());
+            Report::Microvm { id, event: failed, reason, measured }
+        }
     };
     let reason = result.clone().err().unwrap_or_default();
     match action {
         Action::Build(version) => Report::BuildFailed { version, reason },
         Action::RemoveVersion(version) => match result {
-            Ok(()) => Report::VersionRemoved { version },
+            Ok(_) => Report::VersionRemoved { version },
             Err(reason) => Report::VersionNotRemoved { version, reason },
         },
         Action::Launch(id) => microvm(id, Event::Launched, Event::LaunchFailed),
         Action::Suspend(id) => microvm(id, Event::Suspended, Event::SuspendFailed),
         Action::Resume(id) => microvm(id, Event::Resumed, Event::ResumeFailed),
         // What could not be removed is removed at the next start; it is ended in any case.
-        Action::Terminate(id) => Report::Microvm { id, event: Event::Terminated, reason: None },
+        Action::Terminate(id) => {
+            let measured = result.unwrap_or_default();
+            Report::Microvm { id, event: Event::Terminated, reason: None, measured }
+        }
         Action::Connect(id) => match result {
-            Ok(()) => Report::Connected { id },
+            Ok(_) => Report::Connected { id },
             Err(reason) => Report::NotConnected { id, reason },
         },
         Action::Disconnect(id) => Report::Disconnected { id },

@@ -1,5 +1,6 @@
 //! The services that sign for `lambda`: requests in, the fleet's decisions kept, begun and answered.
 
+mod meter;
 mod rates;
 pub mod records;
 
@@ -16,10 +17,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::answer::{Answer, ServiceError};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::endpoint::Gates;
 use crate::fleet::records::VersionId;
-use crate::fleet::{Action, Change, Context, Decided, Decision, Fleet, Report};
+use crate::fleet::{Action, Change, Context, Decided, Decision, Fleet, Measured, Report};
 use crate::http::Call;
 use crate::model::{Model, ModelError, Parsed};
 use crate::seal::Seal;
@@ -87,6 +88,8 @@ impl From<Undone> for ServiceError {
 /// What keeps decisions and begins actions.
 struct Driver {
     fleet: Mutex<Fleet>,
+    /// When it was last noted what is used.
+    metered: Mutex<Timestamp>,
     parts: Parts,
     reports: Sender<Report>,
 }
@@ -114,7 +117,12 @@ impl Lambda {
         }
         let unfinished = fleet.unfinished();
         let (reports, reported) = mpsc::channel();
-        let driver = Arc::new(Driver { fleet: Mutex::new(fleet), parts, reports });
+        let driver = Arc::new(Driver {
+            fleet: Mutex::new(fleet),
+            metered: Mutex::new(parts.clock.now()),
+            parts,
+            reports,
+        });
         let listener = Arc::downgrade(&driver);
         let listen = move || {
             let mut next_tick = Instant::now() + TICK;
@@ -152,6 +160,7 @@ impl Lambda {
     /// Answers a request.
     pub fn answer(&self, call: &Call) -> Result<Answer, ServiceError> {
         if call.path == usage::PATH && call.method == "GET" {
+            self.driver.meter();
             let Parts { store, gates, clock, .. } = &self.driver.parts;
             return Ok(Answer::json(200, &usage::answer(store, gates, &call.query, clock.now())?));
         }
@@ -224,7 +233,9 @@ impl Driver {
     /// False if it has to be tried again.
     fn report(&self, report: &Report) -> bool {
         tracing::debug!("a report: {report:?}");
-        match self.carry_out(|fleet, context| Ok(fleet.report(report.clone(), context))) {
+        let decide =
+            |fleet: &Fleet, context: &Context<'_>| Ok(fleet.report(report.clone(), context));
+        match self.carry_out_with(&report.measured(), decide) {
             Ok(_) => true,
             Err(Undone::NotKept(error)) => {
                 let error = crate::report(&error);
@@ -261,11 +272,20 @@ impl Driver {
             let error = ServiceError::from(error);
             tracing::error!("what the clock did could not be kept; it is tried again: {error}");
         }
+        self.meter_if_due();
     }
 
-    /// Decides, keeps, applies, and begins; in this order.
     fn carry_out(
         &self,
+        decide: impl FnOnce(&Fleet, &Context<'_>) -> Decided,
+    ) -> Result<Value, Undone> {
+        self.carry_out_with(&Measured::default(), decide)
+    }
+
+    /// Decides, keeps, applies, and begins; in this order. What was measured is kept beside the changes.
+    fn carry_out_with(
+        &self,
+        measured: &Measured,
         decide: impl FnOnce(&Fleet, &Context<'_>) -> Decided,
     ) -> Result<Value, Undone> {
         let Parts { store, worker, gates, seal, clock, .. } = &self.parts;
@@ -284,10 +304,11 @@ impl Driver {
             };
             let Decision { changes, actions, answer } = decided?;
             if !changes.is_empty() {
-                let moves = usage::Move::among(&changes, &fleet, gates);
+                let moves = usage::Move::among(&changes, measured, &fleet, gates);
+                let sizes = usage::Size::among(&changes, measured);
                 let kept: Result<(), StoreError> = store.write(|transaction| {
                     keep(transaction, &changes)?;
-                    usage::keep(transaction, &moves, context.now)
+                    usage::keep(transaction, &moves, &sizes, context.now)
                 });
                 if let Err(error) = kept {
                     reopen(&fleet);

@@ -41,6 +41,7 @@ pub mod serve;
 pub mod services;
 pub mod sessions;
 pub mod settings;
+mod signing;
 pub mod state;
 pub mod store;
 pub mod sts;

@@ -11,11 +11,13 @@ mod catalog;
 mod fetch;
 mod listing;
 mod operations;
+mod remote;
 mod uploads;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3ErrorCode, s3_error};
@@ -26,8 +28,12 @@ use crate::settings::Settings;
 use crate::store::{Store, StoreError};
 pub use blobs::BlobError;
 use blobs::Blobs;
-pub use fetch::{FetchError, Place, fetch};
+pub use fetch::{FetchError, Place, fetch, parts};
+pub use remote::{Object, RemoteError, fetch as fetch_remote};
 
+/// What is encoded of a key in a path: S3 signs what is left as it stands.
+pub const KEY_ENCODED: AsciiSet =
+    NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// The longest XML that a client may send: the list of 10000 parts, the names of 1000 objects.
 const XML_BYTES_MAX: usize = 4 << 20;
 /// A signed chunk is kept in memory until its signature is verified.

@@ -1,5 +1,7 @@
 //! What an operator can set: one JSON file, every member optional, none ignored.
 
+mod code;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -7,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rotifer_network::policy::{self, Policy};
 use serde::Deserialize;
+
+pub use code::{CodeEndpoint, KeyPair};
 
 /// The settings of a daemon.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -47,6 +51,9 @@ pub struct HostSettings {
     /// Buckets of code artifacts that are directories of this host.
     #[serde(default)]
     pub code_directories: BTreeMap<String, PathBuf>,
+    /// Those that other S3-compatible services have.
+    #[serde(default)]
+    pub code_endpoints: BTreeMap<String, CodeEndpoint>,
 }
 
 /// How microVMs reach the world.
@@ -105,6 +112,23 @@ impl HostSettings {
         for path in named.chain(&mut self.builds).chain(self.code_directories.values_mut()) {
             *path = directory.join(&path);
         }
+        self.code_endpoints.values_mut().for_each(|endpoint| endpoint.relative_to(directory));
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        for (bucket, endpoint) in &self.code_endpoints {
+            let is_twice = self.code_directories.contains_key(bucket);
+            let fault = match endpoint.fault() {
+                _ if !code::is_bucket(bucket) => Some("that is no name of a bucket"),
+                _ if is_twice => Some("that bucket is one of host.code-directories, too"),
+                fault => fault,
+            };
+            if let Some(rule) = fault {
+                let (name, value) = ("host.code-endpoints", bucket.clone());
+                return Err(SettingsError::Value { name, value, rule });
+            }
+        }
+        self.networks.as_ref().map_or(Ok(()), NetworkSettings::check)
     }
 }
 
@@ -291,9 +315,7 @@ impl Settings {
             return refuse("limits", "0", "a limit of 0 would let nobody in");
         }
         let Limits { handshake_seconds, head_seconds, hold_seconds, .. } = self.limits;
-        if let Some(networks) = self.host.as_ref().and_then(|host| host.networks.as_ref()) {
-            networks.check()?;
-        }
+        self.host.as_ref().map_or(Ok(()), HostSettings::check)?;
         let is_time = |seconds: &u64| (1..=SECONDS_MAX).contains(seconds);
         if ![handshake_seconds, head_seconds, hold_seconds].iter().all(is_time) {
             return refuse("limits", "its seconds", "a time is from a second to an hour");
@@ -309,66 +331,4 @@ const SECONDS_MAX: u64 = 3600;
 const REGION: &str = "^[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-[0-9]$";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<Settings, SettingsError> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), text).unwrap();
-        Settings::read(file.path())
-    }
-
-    #[test]
-    fn what_is_left_out_has_a_default() {
-        let settings = read(r#"{"region": "eu-west-1", "quotas": {"images": 3}}"#).unwrap();
-        assert_eq!(settings.region, "eu-west-1");
-        assert_eq!(settings.quotas.images, 3);
-        assert_eq!(settings.quotas.versions_per_image, 50);
-    }
-
-    #[test]
-    fn what_is_not_known_or_wrong_is_refused_by_name() {
-        let cases = [
-            (r#"{"quotas": {"imagse": 3}}"#, "imagse"),
-            (r#"{"account": "12"}"#, "account"),
-            (r#"{"region": "mars"}"#, "region"),
-            (r#"{"rates": {"run": 0}}"#, "rates"),
-            (r#"{"endpoint-domain": "a b"}"#, "endpoint-domain"),
-            (r#"{"limits": {"streams": 0}}"#, "limits"),
-            (r#"{"limits": {"head-seconds": 0}}"#, "limits"),
-            (r#"{"certificate": {"chain": "a.pem"}}"#, "key"),
-        ];
-        for (text, name) in cases {
-            refused(text, name);
-        }
-    }
-
-    fn refused(text: &str, name: &str) {
-        let error = read(text).unwrap_err();
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        let all = format!("{error}: {}", source.unwrap_or_default());
-        assert!(all.contains(name), "{text}: {all}");
-    }
-
-    #[test]
-    fn a_subnet_has_a_subnets_name_and_a_policy_that_makes_sense() {
-        let with = |networks: &str| {
-            format!(
-                r#"{{"host": {{"vmm": "a", "kernel": "b", "initramfs": "c", "networks": {networks}}}}}"#
-            )
-        };
-        let settings =
-            read(&with(r#"{"subnets": {"subnet-a1": {"allow": ["internet"]}}}"#)).unwrap();
-        let networks = settings.host.unwrap().networks.unwrap();
-        assert_eq!(networks.subnets["subnet-a1"], Policy::internet());
-        let cases = [
-            (r#"{"subnets": {"vpc-1": {}}}"#, "vpc-1"),
-            (r#"{"subnets": {"subnet-": {}}}"#, "subnet-"),
-            (r#"{"subnets": {"subnet-a": {"allow": ["10.1.0.0/8"]}}}"#, "10.0.0.0/8"),
-            (r#"{"pool": 257}"#, "257"),
-        ];
-        for (networks, name) in cases {
-            refused(&with(networks), name);
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 use self::reserve::Reserve;
 
 /// The version of the tables below. One that is newer is refused.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE record (kind TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID;
@@ -61,6 +61,26 @@ CREATE TABLE phase_change (
     version TEXT NOT NULL, memory_mib INTEGER NOT NULL, requests INTEGER NOT NULL);
 CREATE INDEX phase_change_by_microvm ON phase_change (microvm, id);
 CREATE INDEX phase_change_by_time ON phase_change (time);
+";
+
+/// What version 3 has beyond version 2. Versions that were there before are known from then on, by what their
+/// builds have counted.
+const SCHEMA_3: &str = "
+ALTER TABLE phase_change ADD COLUMN steps TEXT;
+ALTER TABLE phase_change ADD COLUMN stored_bytes INTEGER;
+CREATE TABLE processor_use (
+    id INTEGER PRIMARY KEY, microvm TEXT NOT NULL, begin_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL,
+    counter_us INTEGER NOT NULL, used_us INTEGER NOT NULL, burst_us INTEGER NOT NULL);
+CREATE INDEX processor_use_by_microvm ON processor_use (microvm, id);
+CREATE INDEX processor_use_by_time ON processor_use (end_ms);
+CREATE TABLE version_size (
+    id INTEGER PRIMARY KEY, image TEXT NOT NULL, version TEXT NOT NULL, time INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO version_size (image, version, time, bytes)
+    SELECT body ->> '$.id.image', (body ->> '$.id.number') || '.0', unixepoch() * 1000,
+        coalesce(body ->> '$.builds[0].snapshot.memorySnapshotSizeInBytes', 0)
+        + coalesce(body ->> '$.builds[0].snapshot.diskSnapshotSizeInBytes', 0)
+        + coalesce(body ->> '$.builds[0].snapshot.codeInstallSizeInBytes', 0)
+    FROM record WHERE kind = 'version' AND body ->> '$.state' IN ('SUCCESSFUL', 'DELETING', 'DELETE_FAILED');
 ";
 
 /// The database of a daemon.
@@ -129,8 +149,9 @@ impl Store {
         keep_log(&connection).map_err(failed)?;
         let found: i64 = prepare(&connection).map_err(failed)?;
         match found {
-            0 => migrate(&mut connection, &[SCHEMA, SCHEMA_2]).map_err(failed)?,
-            1 => migrate(&mut connection, &[SCHEMA_2]).map_err(failed)?,
+            0 => migrate(&mut connection, &[SCHEMA, SCHEMA_2, SCHEMA_3]).map_err(failed)?,
+            1 => migrate(&mut connection, &[SCHEMA_2, SCHEMA_3]).map_err(failed)?,
+            2 => migrate(&mut connection, &[SCHEMA_3]).map_err(failed)?,
             SCHEMA_VERSION => {}
             _ => return Err(StoreError::Version { path: path.into(), found }),
         }
@@ -287,24 +308,64 @@ mod tests {
         let path = directory.path().join("x.db");
         let newer = SCHEMA_VERSION + 1;
         Connection::open(&path).unwrap().pragma_update(None, "user_version", newer).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::Version { found: 3, .. })));
+        assert!(
+            matches!(Store::open(&path), Err(StoreError::Version { found, .. }) if found == newer)
+        );
     }
 
     #[test]
-    fn a_database_of_the_first_version_gets_what_it_lacks() {
+    fn a_database_of_an_older_version_gets_what_it_lacks() {
+        let all = [SCHEMA, SCHEMA_2, SCHEMA_3];
+        for version in 1..all.len() {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("x.db");
+            let older = Connection::open(&path).unwrap();
+            older.execute_batch(&all[..version].concat()).unwrap();
+            older.execute("INSERT INTO bucket VALUES ('a', 0)", []).unwrap();
+            older.pragma_update(None, "user_version", version).unwrap();
+            drop(older);
+            // Again it is as new.
+            for _ in 0..2 {
+                let store = Store::open(&path).unwrap();
+                assert_eq!(names(&store), ["a"]);
+                for table in ["phase_change", "processor_use", "version_size"] {
+                    let sql = format!("SELECT count(*) FROM {table}");
+                    assert_eq!(store.lock().query_row(&sql, [], |row| row.get(0)), Ok(0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_there_before_it_was_noted_is_noted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.db");
-        let first = Connection::open(&path).unwrap();
-        first.execute_batch(SCHEMA).unwrap();
-        first.execute("INSERT INTO bucket VALUES ('a', 0)", []).unwrap();
-        first.pragma_update(None, "user_version", 1).unwrap();
-        drop(first);
-        for _ in 0..2 {
-            let store = Store::open(&path).unwrap();
-            assert_eq!(names(&store), ["a"]);
-            let moves =
-                store.lock().query_row("SELECT count(*) FROM phase_change", [], |row| row.get(0));
-            assert_eq!(moves, Ok(0));
-        }
+        let older = Connection::open(&path).unwrap();
+        older.execute_batch(&[SCHEMA, SCHEMA_2].concat()).unwrap();
+        let rows = [
+            r#"INSERT INTO record VALUES ('version', 'app:2', '{"id": {"image": "app", "number": 2}, "state": "SUCCESSFUL",
+                "builds": [{"snapshot": {"memorySnapshotSizeInBytes": 100, "codeInstallSizeInBytes": 20,
+                "diskSnapshotSizeInBytes": 3}}]}')"#,
+            r#"INSERT INTO record VALUES ('version', 'app:1', '{"id": {"image": "app", "number": 1}, "state": "FAILED",
+                "builds": [{"snapshot": null}]}')"#,
+            "INSERT INTO phase_change (microvm, time, phase, image, version, memory_mib, requests)
+                VALUES ('m', 5, 'Running', 'app', '2.0', 512, 7)",
+        ];
+        rows.iter().for_each(|row| assert_eq!(older.execute(row, []), Ok(1)));
+        older.pragma_update(None, "user_version", 2).unwrap();
+        drop(older);
+        let store = Store::open(&path).unwrap();
+        let sizes = store.lock().query_row(
+            "SELECT image, version, bytes, time > 1700000000000, count(*) FROM version_size",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
+        );
+        assert_eq!(sizes, Ok(("app".to_owned(), "2.0".to_owned(), 123, true, 1)));
+        let noted = store.lock().query_row(
+            "SELECT requests, steps, stored_bytes FROM phase_change",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        );
+        assert_eq!(noted, Ok((7, None::<String>, None::<i64>)));
     }
 }

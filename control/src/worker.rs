@@ -3,12 +3,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fleet::microvm::Event;
-use crate::fleet::{Action, Report};
+use crate::fleet::{Action, Measured, Report};
 
 /// A connection that a guest has made to its metadata service.
 #[derive(Debug)]
@@ -39,6 +40,9 @@ pub trait Worker: Send + Sync {
     /// Begins an action, and does not wait for its end.
     fn begin(&self, action: Action, reports: &Sender<Report>);
 
+    /// Processor time that a running microVM's guest has had since its process was started, if it can be told now.
+    fn processor_time(&self, id: &str) -> Option<Duration>;
+
     /// Connects to a TCP port inside of a running microVM.
     fn connect(&self, id: &str, port: u16) -> Connecting<'_>;
 
@@ -63,22 +67,31 @@ impl Worker for Absent {
 
     fn begin(&self, action: Action, reports: &Sender<Report>) {
         let reason = || REFUSAL.to_owned();
-        let microvm = |id, event| Report::Microvm { id, event, reason: Some(reason()) };
+        let microvm = |id, event, reason| Report::Microvm {
+            id,
+            event,
+            reason,
+            measured: Measured::default(),
+        };
         let report = match action {
             Action::Build(version) => Report::BuildFailed { version, reason: reason() },
             Action::RemoveVersion(version) => {
                 Report::VersionNotRemoved { version, reason: reason() }
             }
-            Action::Launch(id) => microvm(id, Event::LaunchFailed),
-            Action::Suspend(id) => microvm(id, Event::SuspendFailed),
-            Action::Resume(id) => microvm(id, Event::ResumeFailed),
+            Action::Launch(id) => microvm(id, Event::LaunchFailed, Some(reason())),
+            Action::Suspend(id) => microvm(id, Event::SuspendFailed, Some(reason())),
+            Action::Resume(id) => microvm(id, Event::ResumeFailed, Some(reason())),
             // Without a worker no process of it lives.
-            Action::Terminate(id) => Report::Microvm { id, event: Event::Terminated, reason: None },
+            Action::Terminate(id) => microvm(id, Event::Terminated, None),
             Action::Connect(id) => Report::NotConnected { id, reason: reason() },
             Action::Disconnect(id) => Report::NotDisconnected { id, reason: reason() },
         };
         // At the end of the daemon nobody listens; the action comes again at its next start.
         let _nobody_listens = reports.send(report);
+    }
+
+    fn processor_time(&self, _: &str) -> Option<Duration> {
+        None
     }
 
     fn connect(&self, _: &str, _: u16) -> Connecting<'_> {

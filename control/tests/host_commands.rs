@@ -21,7 +21,15 @@ fn a_doctor_names_the_remedy_of_all_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state").display().to_string();
     let config = directory.path().join("settings.json");
-    fs::write(&config, r#"{"host": {"vmm": "vmm", "kernel": "Image", "initramfs": "i"}}"#).unwrap();
+    let code = r#"{"code": {"endpoint": "https://s3.example", "credentials-file": "keys.json", "ca": "ca.pem"}}"#;
+    let host = format!(
+        r#"{{"host": {{"vmm": "vmm", "kernel": "Image", "initramfs": "i", "code-endpoints": {code}}}}}"#
+    );
+    fs::write(&config, host).unwrap();
+    // Everybody may read it.
+    fs::write(directory.path().join("keys.json"), "{}").unwrap();
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(directory.path().join("keys.json"), readable).unwrap();
     let config = config.display().to_string();
     let words = ["doctor", "--state", &state, "--config", &config];
     let output = rotifer(&[&words[..], &["--json"]].concat());
@@ -36,6 +44,8 @@ fn a_doctor_names_the_remedy_of_all_that_is_wrong() {
         })
     };
     assert!(is("settings", "error", "host.kernel"), "{findings:#?}");
+    assert!(is("settings", "error", "keys.json: others may use it"), "{findings:#?}");
+    assert!(is("settings", "error", "ca.pem"), "{findings:#?}");
     assert!(is("builds", "warning", "host.builds"), "{findings:#?}");
     for finding in &findings {
         assert_eq!(finding["level"] == "ok", finding["remedy"].is_null(), "{finding}");

@@ -111,6 +111,11 @@ class Host:
         variables["AWS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = authority.name
         return variables
 
+    def usage(self, *words):
+        """What `rotifer usage` lists."""
+        command = f"{self.directory}/bin/rotifer usage {' '.join(words)} --json --state {self.state}"
+        return [json.loads(line) for line in self.shell(command).splitlines()]
+
     def networks(self):
         """The networks that belong to somebody."""
         return self.shell(f"ls {self.directory}/networks/networks").replace(".json", "").split()

@@ -189,14 +189,43 @@ class Journey:
         assert not any("heard=8" in line for line in self.lines("mine", logStreamNames=[one]))
         self.note("ten requests at once to a suspended one: it was resumed once, and ten were answered")
 
+    def used(self, vm):
+        (found,) = [item for item in self.host.usage() if item["microvmId"] == vm]
+        return found
+
+    def bills(self, one, two):
+        for vm in [one, two]:
+            timeline = self.host.usage(vm)
+            for before, line in zip(timeline, timeline[1:]):
+                steps = [step["name"] for step in line["steps"] or []]
+                launched = ["files", "pager", "network", "process", "snapshot", "hook"]
+                woken = ["network", "process", "snapshot", "hook"]
+                wanted = {"Launching": launched, "Resuming": woken, "Waking": woken}.get(before["phase"], [])
+                assert steps == wanted, timeline
+                assert sum(step["ms"] for step in line["steps"] or []) <= (line["afterMs"] or 0) + 1, timeline
+            used = self.used(vm)
+            # Two processes with guests that have worked, one after the other; they have one processor.
+            ran = used["runningSeconds"]
+            assert 0 < used["burstVcpuSeconds"] <= used["usedVcpuSeconds"] <= 1.1 * ran, used
+            assert used["usedVcpuSeconds"] <= used["baselineVcpuSeconds"] + used["burstVcpuSeconds"] + 0.1, used
+            stored = max(line["storedBytes"] or 0 for line in timeline)
+            gib_seconds = 1.001 * stored * used["suspendedSeconds"] / 2**30
+            assert stored > 0 and 0 < used["snapshotGiBSeconds"] <= gib_seconds, (used, stored)
+        (version,) = self.host.usage("--images")
+        directory = f"{self.host.state}/versions/mine/1"
+        assert version["storedBytes"] == int(self.host.shell(f"du -s -B1 {directory}/* | awk '{{s += $1}} END {{print s}}'"))
+        self.note(f"a bill could be made: {self.used(one)}, {version}")
+
     def crashes(self, one, two):
         self.microvms.suspend_microvm(microvmIdentifier=two)
         self.state(two, "SUSPENDED")
-        before = self.host.vmms()
+        before, used = self.host.vmms(), self.used(one)["usedVcpuSeconds"]
         self.host.kill()
         assert self.host.vmms() == before, "a microVM ended with the daemon"
         self.host.start()
         assert self.state(one, "RUNNING") and self.host.vmms() == before
+        # The process is the same, and so is its counter.
+        assert used <= self.used(one)["usedVcpuSeconds"] <= 1.1 * self.used(one)["runningSeconds"]
         self.microvms.resume_microvm(microvmIdentifier=two)
         self.state(two, "RUNNING")
         self.says(two, "heard=5 hook=resume")
@@ -223,6 +252,7 @@ class Journey:
         self.host.shell(f"kill -9 {vmm}")
         reason = self.state(third, "TERMINATED")["stateReason"]
         assert reason == "the MicroVM's process has ended", reason
+        self.bills(one, two)
         for vm in [one, two]:
             self.microvms.terminate_microvm(microvmIdentifier=vm)
             assert self.state(vm, "TERMINATED")["stateReason"] == "Success."
@@ -234,6 +264,8 @@ class Journey:
         list_names = lambda: [item["name"] for item in self.microvms.list_microvm_images()["items"]]
         until("the end of the images", list_names, lambda names: names == [])
         assert self.host.shell(f"find {self.host.state}/versions -type f") == ""
+        (version,) = self.host.usage("--images")
+        assert version["storedBytes"] == 0 and version["storedGiBSeconds"] > 0, version
         self.note("everything was ended and removed; nothing is left")
 
 

@@ -138,7 +138,7 @@ pub const COMMANDS: &[CommandRow] = &[
         word: "usage",
         operands: "[MICROVM]",
         offers: Offers::Microvms,
-        options: &["since", "json"],
+        options: &["since", "images", "json"],
         about: "what microVMs have used, or when one came to each of its phases",
     },
     CommandRow {
@@ -202,6 +202,12 @@ pub const OPTIONS: &[OptionRow] = &[
         short: None,
         value: Some("TIME"),
         about: "only what was used since: like 2026-01-31T00:00:00Z, 24h or 7d",
+    },
+    OptionRow {
+        name: "images",
+        short: None,
+        value: None,
+        about: "what versions of images take on the disk, in place of microVMs",
     },
     OptionRow { name: "tty", short: Some('t'), value: None, about: "give the command a terminal" },
     OptionRow { name: "follow", short: Some('f'), value: None, about: "go on as more is said" },

@@ -5,21 +5,19 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
 use super::logs::{Tail, is_missing};
 use super::{CommandError, Commands, FOLLOW_PAUSE, IMAGES, printable, say};
 use crate::client::{ClientError, Content};
+use crate::s3::KEY_ENCODED;
 
 /// Where archives go.
 const BUCKET: &str = "rotifer-builds";
 /// The role that builds are said to act in. Nobody is refused anything because of it.
 const ROLE: &str = "rotifer-builds";
-/// S3 signs what is left of a key as it stands.
-const ENCODED: AsciiSet =
-    NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// What is read of a file at once.
 const READ_BYTES: usize = 256 << 10;
 /// The exit status of what Ctrl-C has ended, as shells have it.
@@ -61,7 +59,7 @@ impl Commands {
         // It has no name from here on, so that nothing of it is left however this ends.
         drop(archive);
         let content = content(file).map_err(CommandError::Archive)?;
-        let key = utf8_percent_encode(name, &ENCODED);
+        let key = utf8_percent_encode(name, &KEY_ENCODED);
         let path = format!("/{BUCKET}/{key}/{}.zip", content.sha256);
         let uri = format!("s3://{BUCKET}/{name}/{}.zip", content.sha256);
         if !self.client.has_object(&path).await? {

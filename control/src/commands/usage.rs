@@ -25,57 +25,87 @@ pub fn since(text: &str, now: Timestamp) -> Option<Timestamp> {
     Some(now.plus_seconds(-seconds * i64::from(count)))
 }
 
-impl Commands {
-    pub(super) async fn usage(
-        &self,
-        microvm: Option<&str>,
-        since: Option<Timestamp>,
-    ) -> Result<(), CommandError> {
-        let since = since.unwrap_or_default().0;
-        let path = match microvm {
-            Some(id) => {
+/// Whose usage is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Of {
+    Microvms { since: Option<Timestamp> },
+    Versions { since: Option<Timestamp> },
+    Microvm { id: String },
+}
+
+impl Of {
+    fn path(&self) -> String {
+        match self {
+            Self::Microvms { since } | Self::Versions { since } => {
+                format!("{PATH}?since={}", since.unwrap_or_default().0)
+            }
+            Self::Microvm { id } => {
                 let id =
                     percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC);
                 format!("{PATH}?microvm={id}")
             }
-            None => format!("{PATH}?since={since}"),
-        };
-        let answer = self.lambda("GET", &path, &Value::Null).await?;
-        let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-        if self.json {
-            return self.table(items, &[]);
         }
-        let members: &[&str] = match microvm {
-            Some(_) => &["time", "phase", "state", "afterMs"],
-            None => &[
+    }
+
+    /// The columns for people.
+    fn members(&self) -> &'static [&'static str] {
+        match self {
+            Self::Microvms { .. } => &[
                 "microvmId",
                 "imageName",
                 "state",
                 "runningSeconds",
                 "suspendedSeconds",
                 "baselineVcpuSeconds",
+                "burstVcpuSeconds",
                 "memoryGiBSeconds",
+                "snapshotGiBSeconds",
                 "requests",
                 "launches",
                 "resumes",
             ],
-        };
-        let readable: Vec<Value> = items.iter().map(readable).collect();
-        self.table(&readable, members)
+            Self::Versions { .. } => {
+                &["imageName", "imageVersion", "storedBytes", "storedSeconds", "storedGiBSeconds"]
+            }
+            Self::Microvm { .. } => &["time", "phase", "state", "afterMs", "steps"],
+        }
     }
 }
 
-/// Numbers as text: those of other lists are times.
+impl Commands {
+    pub(super) async fn usage(&self, of: &Of) -> Result<(), CommandError> {
+        let answer = self.lambda("GET", &of.path(), &Value::Null).await?;
+        let items = &answer[if matches!(of, Of::Versions { .. }) { "versions" } else { "items" }];
+        let items = items.as_array().map(Vec::as_slice).unwrap_or_default();
+        if self.json {
+            return self.table(items, &[]);
+        }
+        let readable: Vec<Value> = items.iter().map(readable).collect();
+        self.table(&readable, of.members())
+    }
+}
+
+/// Numbers as text: those of other lists are times. Steps stand in one cell.
 fn readable(item: &Value) -> Value {
     let members = item.as_object().into_iter().flatten().map(|(name, value)| {
         let value = match value.as_f64() {
             Some(number) if value.is_f64() => json!(format!("{number:.1}")),
             Some(_) => json!(value.to_string()),
-            None => value.clone(),
+            None => value.as_array().map_or_else(|| value.clone(), |steps| json!(shown(steps))),
         };
         (name.clone(), value)
     });
     Value::Object(members.collect())
+}
+
+/// `files 1.2, pager 0.1`
+fn shown(steps: &[Value]) -> String {
+    let step = |step: &Value| {
+        let name = step["name"].as_str().unwrap_or_default();
+        format!("{name} {:.1}", step["ms"].as_f64().unwrap_or_default())
+    };
+    steps.iter().map(step).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

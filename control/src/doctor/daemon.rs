@@ -11,7 +11,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstatfs, fstatvfs};
 use super::Finding;
 use super::host::readable;
 use crate::report;
-use crate::settings::Settings;
+use crate::settings::{CodeEndpoint, Settings};
 use crate::state::{Directory, StateError};
 
 /// The sockets of microVMs are below it, and a socket's path is short ([`crate::host::HostError::TooLong`]).
@@ -58,6 +58,7 @@ pub fn settings(path: Option<&Path>) -> Vec<Finding> {
         )),
         Some(path) => findings.extend(builds(path)),
     }
+    findings.extend(host.code_endpoints.iter().flat_map(endpoint));
     if findings.is_empty() {
         findings.push(Finding::ok(check, format!("all that {} names is there", path.display())));
     }
@@ -69,6 +70,23 @@ pub fn settings(path: Option<&Path>) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What a bucket of another service is fetched with.
+fn endpoint((bucket, endpoint): (&String, &CodeEndpoint)) -> Vec<Finding> {
+    let cannot = |path: &Path, error: &io::Error, remedy: &str| {
+        let text = format!("host.code-endpoints {bucket}: cannot use {}: {error}", path.display());
+        Finding::error("settings", text, remedy)
+    };
+    let file = &endpoint.credentials_file;
+    let remedy = "keep access_key_id and secret_access_key there as JSON, readable by the daemon's user alone";
+    let credentials = endpoint.credentials().err().map(|error| cannot(file, &error, remedy));
+    let remedy = "put the authority's certificate there, as PEM; without `ca`, those that the host trusts count";
+    let authority = endpoint.ca.as_ref().and_then(|path| {
+        let error = readable(path, false).err()?;
+        Some(cannot(path, &error, remedy))
+    });
+    credentials.into_iter().chain(authority).collect()
 }
 
 fn builds(path: &Path) -> Vec<Finding> {

@@ -1,5 +1,7 @@
 //! What a worker reports, and what the passing of time does.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::microvm::{Event, Phase, Step};
@@ -18,7 +20,7 @@ pub enum Report {
     /// A build has begun.
     BuildStarted { version: VersionId },
     /// A build is done, and this is what it made.
-    BuildSucceeded { version: VersionId, snapshot: SnapshotBuild },
+    BuildSucceeded { version: VersionId, snapshot: SnapshotBuild, measured: Measured },
     /// A build has failed; the reason is for the user.
     BuildFailed { version: VersionId, reason: String },
     /// What was built of a version is removed.
@@ -26,7 +28,7 @@ pub enum Report {
     /// It could not be removed.
     VersionNotRemoved { version: VersionId, reason: String },
     /// Something happened to a microVM.
-    Microvm { id: String, event: Event, reason: Option<String> },
+    Microvm { id: String, event: Event, reason: Option<String>, measured: Measured },
     /// Somebody is at the endpoint of a microVM that is suspended.
     Wanted { id: String },
     /// A connector works.
@@ -37,6 +39,29 @@ pub enum Report {
     Disconnected { id: String },
     /// It could not be removed.
     NotDisconnected { id: String, reason: String },
+}
+
+/// What a worker has measured. Nothing is decided by it: it is kept beside what changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// The steps of a launch or a resume, and how long each took.
+    pub steps: Vec<(&'static str, Duration)>,
+    /// Processor time of the guest, since its process was started.
+    pub processor_time: Option<Duration>,
+    /// What there is of a suspended microVM, or of a version, on the disk.
+    pub stored_bytes: Option<u64>,
+}
+
+impl Report {
+    /// What was measured of its microVM or version.
+    pub fn measured(&self) -> Measured {
+        match self {
+            Self::Microvm { measured, .. } | Self::BuildSucceeded { measured, .. } => {
+                measured.clone()
+            }
+            _ => Measured::default(),
+        }
+    }
 }
 
 impl Fleet {
@@ -56,7 +81,7 @@ impl Fleet {
                 }
                 _ => nothing,
             },
-            Report::BuildSucceeded { version, snapshot } => {
+            Report::BuildSucceeded { version, snapshot, .. } => {
                 self.built(&version, Ok(snapshot), context).unwrap_or(nothing)
             }
             Report::BuildFailed { version, reason } => {
@@ -66,7 +91,7 @@ impl Fleet {
             Report::VersionNotRemoved { version, reason } => {
                 self.not_removed(&version, reason, context).unwrap_or(nothing)
             }
-            Report::Microvm { id, event, reason } => self.happened(&id, event, reason, context),
+            Report::Microvm { id, event, reason, .. } => self.happened(&id, event, reason, context),
             Report::Wanted { id } => self.wanted(&id, context),
             Report::Connected { id } => self.connected(&id, Ok(()), context).unwrap_or(nothing),
             Report::NotConnected { id, reason } => {

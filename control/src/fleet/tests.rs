@@ -86,7 +86,12 @@ impl World {
     }
 
     fn happened(&mut self, id: &str, event: microvm::Event) {
-        self.report(Report::Microvm { id: id.into(), event, reason: None });
+        self.report(Report::Microvm {
+            id: id.into(),
+            event,
+            reason: None,
+            measured: Measured::default(),
+        });
     }
 
     fn pass(&mut self, seconds: i64) {
@@ -111,7 +116,8 @@ impl World {
     fn built(&mut self, image: &str, number: u32) {
         let version = VersionId { image: image.into(), number };
         self.report(Report::BuildStarted { version: version.clone() });
-        self.report(Report::BuildSucceeded { version, snapshot: SNAPSHOT });
+        let measured = Measured::default();
+        self.report(Report::BuildSucceeded { version, snapshot: SNAPSHOT, measured });
     }
 
     /// A running microVM.

@@ -12,8 +12,8 @@ use super::lines::Lines;
 use super::machines::{MachineError, ROOT};
 use super::prepare::{self, PrepareError};
 use super::{BUG, Inner, Parts};
-use crate::fleet::Report;
 use crate::fleet::records::{SnapshotBuild, Version, VersionId};
+use crate::fleet::{Measured, Report};
 use crate::s3::{self, FetchError};
 use crate::store::StoreError;
 
@@ -82,7 +82,11 @@ impl Inner {
         let _place = self.builds.acquire().await;
         let _nobody_listens = reports.send(Report::BuildStarted { version: id.clone() });
         match self.try_build(id).await {
-            Ok(snapshot) => Report::BuildSucceeded { version: id.clone(), snapshot },
+            Ok(snapshot) => {
+                let stored_bytes = files::stored_bytes(&self.version_directory(id));
+                let measured = Measured { stored_bytes, ..Measured::default() };
+                Report::BuildSucceeded { version: id.clone(), snapshot, measured }
+            }
             Err(error) => {
                 tracing::warn!("the build of {id:?} failed: {}", crate::report(&error));
                 Report::BuildFailed { version: id.clone(), reason: error.to_string() }
@@ -122,16 +126,7 @@ impl Inner {
         let new = beside(&self.version_directory(&version.id));
         files::empty(&new).await?;
         let archive = new.join(ARCHIVE);
-        let uri = version.spec.code_artifact.uri.clone();
-        let (inner, to) = (Arc::clone(self), archive.clone());
-        blocking(move || {
-            let Parts { store, directory, settings, .. } = &inner.parts;
-            let objects = directory.join("objects");
-            let place =
-                s3::Place { store, blobs: &objects, directories: &settings.code_directories };
-            s3::fetch(&place, &uri, &to)
-        })
-        .await?;
+        self.fetch(&version.spec.code_artifact.uri, &archive).await?;
         let (inner, said, disk) = (Arc::clone(self), lines.clone(), new.join(ROOT));
         let made = tokio::task::spawn_blocking(move || {
             let wish = Wish { archive: &archive, disk: &disk };
@@ -150,6 +145,24 @@ impl Inner {
             variables: self.variables(version),
         };
         Ok(prepare::prepare(&place, version, root.app, lines).await?)
+    }
+
+    /// Has the code where the builder finds it.
+    async fn fetch(self: &Arc<Self>, uri: &str, to: &Path) -> Result<(), BuildError> {
+        let (bucket, key) = s3::parts(uri)?;
+        if let Some(at) = self.parts.settings.code_endpoints.get(bucket) {
+            let fetched = s3::fetch_remote(&s3::Object { uri, bucket, key, at }, to).await;
+            return Ok(fetched.map_err(FetchError::from)?);
+        }
+        let (inner, uri, to) = (Arc::clone(self), uri.to_owned(), to.to_owned());
+        let fetched = blocking(move || {
+            let Parts { store, directory, settings, .. } = &inner.parts;
+            let objects = directory.join("objects");
+            let place =
+                s3::Place { store, blobs: &objects, directories: &settings.code_directories };
+            s3::fetch(&place, &uri, &to)
+        });
+        Ok(fetched.await?)
     }
 
     /// What every app finds in its environment.

@@ -2,9 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::machines::MachineError;
+
+/// The unit of `st_blocks` (stat(3type)).
+const BLOCK_BYTES: u64 = 512;
 
 fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MachineError {
     let path: PathBuf = path.into();
@@ -49,6 +53,19 @@ pub fn list(path: &Path) -> Result<Vec<PathBuf>, MachineError> {
     let entries = fs::read_dir(path).map_err(failed("list", path))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     paths.collect::<io::Result<_>>().map_err(failed("list", path))
+}
+
+/// What the files of a directory take on the disk, holes left out. It is missing in records of usage if the disk
+/// does not say.
+pub fn stored_bytes(directory: &Path) -> Option<u64> {
+    let blocks = |path: PathBuf| {
+        let found = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+        Ok(found.blocks() * BLOCK_BYTES)
+    };
+    let bytes: Result<u64, MachineError> =
+        list(directory).and_then(|paths| paths.into_iter().map(blocks).sum());
+    let warn = |error: &MachineError| tracing::warn!("usage lacks: {}", crate::report(error));
+    bytes.inspect_err(warn).ok()
 }
 
 /// Has all of a directory on the disk, and then gives it its name.

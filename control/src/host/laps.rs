@@ -1,4 +1,4 @@
-//! How long each step of a launch or a resume takes, for the log.
+//! How long each step of a launch or a resume takes, for the log and for the timeline.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -20,6 +20,11 @@ impl Laps {
     pub fn end_of(&mut self, step: &'static str) {
         let before: Duration = self.steps.iter().map(|(_, time)| *time).sum();
         self.steps.push((step, self.begin.elapsed().saturating_sub(before)));
+    }
+
+    /// All that have ended.
+    pub fn steps(self) -> Vec<(&'static str, Duration)> {
+        self.steps
     }
 }
 

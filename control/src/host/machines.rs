@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -20,7 +21,7 @@ use super::vmm::{Vmm, VmmError, vsock};
 use super::{Inner, files};
 use crate::fleet::microvm::{Event, Phase};
 use crate::fleet::records::{Hooks, Microvm, Version};
-use crate::fleet::{Change, Report};
+use crate::fleet::{Change, Measured, Report};
 use crate::lambda::records;
 use crate::store::StoreError;
 
@@ -133,6 +134,12 @@ impl Machine {
         self.watcher.abort();
         self.vmm.end().await;
     }
+
+    /// What it has used until now, and how it came to run.
+    fn measured(&self, laps: Laps) -> Measured {
+        let processor_time = self.vmm.process().guest_time().ok();
+        Measured { steps: laps.steps(), processor_time, stored_bytes: None }
+    }
 }
 
 impl Inner {
@@ -141,7 +148,7 @@ impl Inner {
         self: &Arc<Self>,
         id: &str,
         reports: &Sender<Report>,
-    ) -> Result<(), MachineError> {
+    ) -> Result<Measured, MachineError> {
         let slot = self.slot(id);
         let mut machine = slot.machine.lock().await;
         let launch = async {
@@ -178,11 +185,11 @@ impl Inner {
             }
             vmm.keep();
             tracing::info!("{id} was launched in {laps}");
-            Ok((vmm, record, version))
+            Ok((vmm, record, version, laps))
         };
-        let (vmm, record, version) = slot.unless_ending(launch).await?;
-        *machine = Some(Machine::watched(self, vmm, (&record, &version), reports));
-        Ok(())
+        let (vmm, record, version, laps) = slot.unless_ending(launch).await?;
+        let launched = machine.insert(Machine::watched(self, vmm, (&record, &version), reports));
+        Ok(launched.measured(laps))
     }
 
     /// Writes what a microVM is to the disk, and ends its process.
@@ -190,7 +197,7 @@ impl Inner {
         self: &Arc<Self>,
         id: &str,
         reports: &Sender<Report>,
-    ) -> Result<(), MachineError> {
+    ) -> Result<Measured, MachineError> {
         let slot = self.slot(id);
         let mut machine = slot.machine.lock().await;
         let directory = self.directory_of(id);
@@ -198,7 +205,8 @@ impl Inner {
         let Some(running) = machine.as_ref() else {
             // An earlier daemon had come to this.
             if snapshot.exists() {
-                return Ok(());
+                let stored_bytes = files::stored_bytes(&directory);
+                return Ok(Measured { stored_bytes, ..Measured::default() });
             }
             let _nobody_listens = reports.send(gone(id));
             return Err(MachineError::Gone);
@@ -222,11 +230,14 @@ impl Inner {
             Ok(())
         };
         slot.unless_ending(suspend).await?;
+        // All that its guest has had: it is paused.
+        let processor_time = vmm.process().guest_time().ok();
         if let Some(machine) = machine.take() {
             machine.end().await;
         }
         self.prune(&directory).await;
-        Ok(())
+        let stored_bytes = files::stored_bytes(&directory);
+        Ok(Measured { processor_time, stored_bytes, ..Measured::default() })
     }
 
     /// Has a new process take up what was suspended.
@@ -234,14 +245,14 @@ impl Inner {
         self: &Arc<Self>,
         id: &str,
         reports: &Sender<Report>,
-    ) -> Result<(), MachineError> {
+    ) -> Result<Measured, MachineError> {
         let slot = self.slot(id);
         let mut machine = slot.machine.lock().await;
         let directory = self.directory_of(id);
         let snapshot = directory.join(SNAPSHOT);
-        if machine.is_some() && !snapshot.exists() {
+        if let Some(resumed) = machine.as_ref().filter(|_| !snapshot.exists()) {
             // An earlier daemon had come to this.
-            return Ok(());
+            return Ok(resumed.measured(Laps::begin()));
         }
         let resume = async {
             let mut laps = Laps::begin();
@@ -267,19 +278,20 @@ impl Inner {
                 laps.end_of("hook");
             }
             tracing::info!("{id} was resumed in {laps}");
-            Ok((vmm, record, version))
+            Ok((vmm, record, version, laps))
         };
-        let (mut vmm, record, version) = slot.unless_ending(resume).await?;
+        let (mut vmm, record, version, laps) = slot.unless_ending(resume).await?;
         // From here on the process is what the microVM is; going back would undo what it has done since. Its
         // packs stay: the next snapshot is written on top of them.
         files::remove_file(&snapshot)?;
         vmm.keep();
-        *machine = Some(Machine::watched(self, vmm, (&record, &version), reports));
-        Ok(())
+        let resumed = machine.insert(Machine::watched(self, vmm, (&record, &version), reports));
+        Ok(resumed.measured(laps))
     }
 
     /// Ends a microVM, whatever it is doing, and removes what it has.
-    pub(super) async fn terminate(self: &Arc<Self>, id: &str) -> Result<(), MachineError> {
+    pub(super) async fn terminate(self: &Arc<Self>, id: &str) -> Result<Measured, MachineError> {
+        let mut measured = Measured::default();
         let slot = self.slot(id);
         slot.end();
         let mut machine = slot.machine.lock().await;
@@ -290,11 +302,12 @@ impl Inner {
             {
                 tracing::debug!("{id}: {}", crate::report(&error));
             }
+            measured.processor_time = machine.vmm.process().guest_time().ok();
             machine.end().await;
         }
         files::remove(&self.directory_of(id)).await?;
         self.forget(id);
-        Ok(())
+        Ok(measured)
     }
 
     /// Takes up what an earlier daemon left: what runs goes on, and what belongs to nobody is removed.
@@ -372,6 +385,13 @@ impl Inner {
         Ok(())
     }
 
+    /// What a microVM's guest has had since its process was started, unless something is being done with it.
+    pub(super) fn processor_time(&self, id: &str) -> Option<Duration> {
+        let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()?;
+        let machine = slot.machine.try_lock().ok()?;
+        machine.as_ref()?.vmm.process().guest_time().ok()
+    }
+
     fn network_of(&self, microvm: &Microvm) -> Result<Option<Network>, NetworkError> {
         let networks = self.networks.as_ref();
         networks.map(|it| it.of_microvm(&microvm.id, &microvm.egress)).transpose()
@@ -399,7 +419,8 @@ impl Inner {
 /// What the fleet hears of a microVM whose process has ended by itself.
 fn gone(id: &str) -> Report {
     let reason = Some(crate::report(&MachineError::Gone));
-    Report::Microvm { id: id.to_owned(), event: Event::Exited, reason }
+    let (id, measured) = (id.to_owned(), Measured::default());
+    Report::Microvm { id, event: Event::Exited, reason, measured }
 }
 
 /// What the host provides to a clone: the version's disk and packs, and its own sockets and overlay.

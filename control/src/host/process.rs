@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,9 +21,13 @@ use super::networks::Network;
 /// The option by which a VMM is found again: it names a socket in the VMM's own directory.
 pub const SOCKET_OPTION: &str = "--api-sock";
 
+/// What the VMM calls the threads that run its machine's processors.
+const VCPU_THREAD: &str = "vcpu-";
+
 /// A process, which may have ended.
 #[derive(Debug)]
 pub struct Process {
+    pid: Pid,
     fd: AsyncFd<OwnedFd>,
 }
 
@@ -52,7 +58,7 @@ impl Process {
         // SAFETY: an `OwnedFd` is open for as long as it lives, and is always the same descriptor; nobody
         // takes it out of the `AsyncFd`.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self { fd: fd.map_err(|refused| refused.into_parts().1)? })
+        Ok(Self { pid, fd: fd.map_err(|refused| refused.into_parts().1)? })
     }
 
     /// Waits for its end.
@@ -70,6 +76,21 @@ impl Process {
     pub async fn end(&self) {
         self.kill();
         self.ended().await;
+    }
+
+    /// Processor time of the threads that run a guest, since the process began.
+    pub fn guest_time(&self) -> io::Result<Duration> {
+        let mut ticks = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero()))? {
+            let stat = fs::read_to_string(thread?.path().join("stat"));
+            // Another thread may have ended meanwhile; a guest's do not before the process.
+            ticks += stat.map_or(0, |stat| ticks_of(&stat));
+        }
+        // Only now it is known that it was this process which was looked at.
+        if !self.is_alive() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Duration::from_millis(ticks * 1000 / clock_ticks_per_second()))
     }
 
     fn is_alive(&self) -> bool {
@@ -98,6 +119,17 @@ pub fn find(directory: &Path) -> io::Result<Vec<(PathBuf, Process)>> {
     Ok(found)
 }
 
+/// The ticks of a thread that runs a vCPU, from its line in `/proc` (proc_pid_stat(5)); 0 of others.
+fn ticks_of(stat: &str) -> u64 {
+    // A name may have anything in it, a parenthesis too.
+    let Some((head, rest)) = stat.rsplit_once(") ") else { return 0 };
+    if !head.split_once(" (").is_some_and(|(_, name)| name.starts_with(VCPU_THREAD)) {
+        return 0;
+    }
+    // utime and stime: the fields 14 and 15, of which the third is the first here.
+    rest.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
 fn socket_of(words: &[u8]) -> Option<&Path> {
     let mut words = words.split(|byte| *byte == 0);
     words.find(|word| *word == SOCKET_OPTION.as_bytes())?;
@@ -106,8 +138,6 @@ fn socket_of(words: &[u8]) -> Option<&Path> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(60);
@@ -129,8 +159,48 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, directory.path().join("one"));
         assert!(find(&directory.path().join("two")).unwrap().is_empty());
+        // It has no guest, and is not taken for one that had.
+        assert_eq!(process.guest_time().unwrap(), Duration::ZERO);
         process.kill();
         tokio::time::timeout(DEADLINE, found[0].1.ended()).await.unwrap();
+        process.guest_time().unwrap_err();
         assert!(find(directory.path()).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_guest_is_that_of_the_threads_which_run_its_processors() {
+        let own = Process::of(rustix::process::getpid()).unwrap();
+        let (done, all) = std::sync::mpsc::channel();
+        let work = |name: &str, least: Duration| {
+            let done = done.clone();
+            let work = move || {
+                let clock = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+                while Duration::try_from(clock()).unwrap() < least {}
+                done.send(()).unwrap();
+                // It is looked at before it is gone.
+                std::thread::park();
+            };
+            std::thread::Builder::new().name(name.into()).spawn(work).unwrap()
+        };
+        let (one, tenth) = (Duration::from_secs(1), Duration::from_millis(100));
+        let threads = [work("vcpu-0", tenth * 3), work("vcpu-1", tenth), work("io", one)];
+        threads.iter().for_each(|_| all.recv_timeout(DEADLINE).unwrap());
+        let time = own.guest_time().unwrap();
+        threads.iter().for_each(|thread| thread.thread().unpark());
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        // The kernel rounds each of four numbers down to a tick.
+        assert!(time >= tenth * 4 - 4 * Duration::from_millis(10), "{time:?}");
+        assert!(time < one, "{time:?}");
+    }
+
+    #[test]
+    fn a_threads_name_cannot_make_its_line_mean_something_else() {
+        let line = |name: &str| format!("7 ({name}) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0 20 0");
+        assert_eq!(ticks_of(&line("vcpu-0")), 42);
+        assert_eq!(ticks_of(&line("vcpu-0) R 9 (x")), 42);
+        for other in ["io", "a (vcpu-0", ""] {
+            assert_eq!(ticks_of(&line(other)), 0, "{other}");
+        }
+        assert_eq!(ticks_of("vcpu-0"), 0);
     }
 }

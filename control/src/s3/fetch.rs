@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 use super::catalog;
+use super::remote::RemoteError;
 use crate::store::{Store, StoreError};
 
 /// Why an object cannot be had; in the service's codes for a build's code artifact.
@@ -25,6 +26,8 @@ pub enum FetchError {
     Copy { uri: String, source: io::Error },
     #[error("INTERNAL_PLATFORM_ERROR: {0}")]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// Where objects are.
@@ -37,11 +40,15 @@ pub struct Place<'a> {
     pub directories: &'a BTreeMap<String, PathBuf>,
 }
 
+/// The bucket and the key of `s3://BUCKET/KEY`.
+pub fn parts(uri: &str) -> Result<(&str, &str), FetchError> {
+    let parts = uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
+    parts.ok_or_else(|| FetchError::Uri { uri: uri.into() })
+}
+
 /// Copies `s3://BUCKET/KEY` to a file.
 pub fn fetch(place: &Place<'_>, uri: &str, to: &Path) -> Result<(), FetchError> {
-    let wrong = || FetchError::Uri { uri: uri.into() };
-    let (bucket, key) =
-        uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).ok_or_else(wrong)?;
+    let (bucket, key) = parts(uri)?;
     let copied = |source| FetchError::Copy { uri: uri.into(), source };
     if let Some(directory) = place.directories.get(bucket) {
         let missing = || FetchError::Key { uri: uri.into() };

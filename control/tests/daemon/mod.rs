@@ -1,6 +1,7 @@
 //! A daemon on a directory of its own, and clients that know where it is.
 
 #![expect(clippy::unwrap_used, reason = "a harness of tests")]
+#![allow(dead_code, reason = "each test uses some of it")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -53,6 +54,15 @@ impl Daemon {
         Self::start_in(tempfile::tempdir().unwrap(), None)
     }
 
+    /// One with settings of its own. Its directory has these files, too.
+    pub fn start_with(settings: &str, files: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files.iter().chain(&[("settings.json", settings)]) {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
+        Self::start_in(directory, None)
+    }
+
     /// One whose state is on a disk of its own, of a size that `mount` understands.
     pub fn start_on_a_disk_of(size: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -64,7 +74,15 @@ impl Daemon {
 
     fn start_in(directory: tempfile::TempDir, disk: Option<SmallDisk>) -> Self {
         let there = |command: Command| inside(disk.as_ref(), command);
-        let mut command = there(Self::command(&directory.path().join("state")));
+        let mut command = Self::command(&directory.path().join("state"));
+        let settings = directory.path().join("settings.json");
+        if settings.exists() {
+            command.arg("--config").arg(settings);
+        }
+        // Daemons of tests reach each other without it.
+        let mut command = there(command);
+        // Nobody on the way knows the daemons of a test.
+        command.env("NO_PROXY", "127.0.0.1");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let (said, heard) = mpsc::channel();

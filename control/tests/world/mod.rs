@@ -19,7 +19,7 @@ use rotifer_control::clock::{Clock, Timestamp};
 use rotifer_control::endpoint::{Counts, Gates};
 use rotifer_control::fleet::microvm::{Event, Phase};
 use rotifer_control::fleet::records::{SnapshotBuild, VersionId};
-use rotifer_control::fleet::{Action, Report};
+use rotifer_control::fleet::{Action, Measured, Report};
 use rotifer_control::host::LogBook;
 use rotifer_control::http::{Call, Front, Listener};
 use rotifer_control::lambda::records;
@@ -98,7 +98,12 @@ pub struct TestWorker {
     pub resumes: AtomicUsize,
     /// Connections that were made.
     pub connections: AtomicUsize,
+    /// What is measured from now on, of every microVM.
+    pub measured: Mutex<Measured>,
 }
+
+/// What every version takes on the disk.
+pub const VERSION_BYTES: u64 = 1 << 30;
 
 impl World {
     pub async fn new() -> Self {
@@ -120,7 +125,24 @@ impl World {
 
     /// One without an image.
     pub async fn bare(settings: Settings) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
+        Self::start(tempfile::tempdir().unwrap(), settings, clock).await
+    }
+
+    /// Another daemon on what this one has kept, as if this one was killed. Machines go on as they are.
+    pub async fn started_again(self) -> Self {
+        let measured = std::mem::take(&mut *self.worker.measured.lock().unwrap());
+        let image = self.image.clone();
+        let world = Self::start(self.directory, Settings::default(), self.clock).await;
+        *world.worker.measured.lock().unwrap() = measured;
+        Self { image, ..world }
+    }
+
+    async fn start(
+        directory: tempfile::TempDir,
+        settings: Settings,
+        clock: Arc<AtomicI64>,
+    ) -> Self {
         let settings = Arc::new(settings);
         let state = Directory::open(&directory.path().join("state")).unwrap();
         let worker = Arc::new(TestWorker {
@@ -129,8 +151,8 @@ impl World {
             held_builds: Mutex::new(None),
             resumes: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            measured: Mutex::default(),
         });
-        let clock = Arc::new(AtomicI64::new(Timestamp::now().0));
         let acceptor = TlsAcceptor::from(tls::server(&state, &settings).unwrap());
         let acting: Arc<dyn Worker> = Arc::clone(&worker) as _;
         let mut parts = None;
@@ -277,6 +299,11 @@ impl World {
         within(lines.flushed()).await;
     }
 
+    /// Milliseconds since 1970.
+    pub fn now(&self) -> i64 {
+        self.clock.load(Ordering::SeqCst)
+    }
+
     pub fn gates(&self) -> &Gates {
         self.front.services.lambda.gates()
     }
@@ -320,6 +347,16 @@ impl TestWorker {
         }
     }
 
+    fn happened(&self, id: String, event: Event) -> Report {
+        let measured = self.measured.lock().unwrap().clone();
+        Report::Microvm { id, event, reason: None, measured }
+    }
+
+    /// From now on guests have had so many seconds of processors since their processes were started.
+    pub fn has_used(&self, seconds: u64) {
+        self.measured.lock().unwrap().processor_time = Some(Duration::from_secs(seconds));
+    }
+
     /// From now on resumes do not end.
     pub fn hold_resumes(&self) {
         *self.held.lock().unwrap() = Some(Vec::new());
@@ -328,7 +365,7 @@ impl TestWorker {
     /// Ends those that were held back.
     pub fn release_resumes(&self, event: Event) {
         for (id, reports) in self.held.lock().unwrap().take().unwrap() {
-            reports.send(Report::Microvm { id, event, reason: None }).unwrap();
+            reports.send(self.happened(id, event)).unwrap();
         }
     }
 }
@@ -341,7 +378,10 @@ fn built(version: VersionId, result: Result<(), &str>) -> Report {
         disk_snapshot_size_in_bytes: 1,
     };
     match result {
-        Ok(()) => Report::BuildSucceeded { version, snapshot },
+        Ok(()) => {
+            let measured = Measured { stored_bytes: Some(VERSION_BYTES), ..Measured::default() };
+            Report::BuildSucceeded { version, snapshot, measured }
+        }
         Err(reason) => Report::BuildFailed { version, reason: reason.to_owned() },
     }
 }
@@ -357,7 +397,7 @@ impl Worker for TestWorker {
         let say = |report| {
             let _the_test_is_over = reports.send(report);
         };
-        let microvm = |id, event| say(Report::Microvm { id, event, reason: None });
+        let microvm = |id, event| say(self.happened(id, event));
         if self.directory.join("hold").exists() {
             return;
         }
@@ -369,6 +409,7 @@ impl Worker for TestWorker {
                     None => say(built(version, Ok(()))),
                 }
             }
+            Action::RemoveVersion(version) => say(Report::VersionRemoved { version }),
             Action::Launch(id) => microvm(id, Event::Launched),
             Action::Suspend(id) => microvm(id, Event::Suspended),
             Action::Terminate(id) => microvm(id, Event::Terminated),
@@ -379,10 +420,13 @@ impl Worker for TestWorker {
                     None => microvm(id, Event::Resumed),
                 }
             }
-            Action::RemoveVersion(version) => say(Report::VersionRemoved { version }),
             Action::Connect(id) => say(Report::Connected { id }),
             Action::Disconnect(id) => say(Report::Disconnected { id }),
         }
+    }
+
+    fn processor_time(&self, _: &str) -> Option<Duration> {
+        self.measured.lock().unwrap().processor_time
     }
 
     fn connect(&self, _: &str, port: u16) -> Connecting<'_> {

@@ -79,7 +79,7 @@ impl Based {
         chunk: ChunkIndex,
         out: &mut [u8; CHUNK_BYTES],
     ) -> Result<u16, SourceError> {
-        let Self { reader, base, pieces } = self;
+        let Self { reader, base, pieces, .. } = self;
         let block = chunk.block();
         pieces.clear();
         pieces.extend_from_slice(of_chunk(reader.pieces(block)?, chunk.in_block()));

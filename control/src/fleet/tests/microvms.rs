@@ -133,6 +133,7 @@ fn the_reason_of_a_failed_launch_is_shown() {
         id: id.clone(),
         event: Event::LaunchFailed,
         reason: reason.clone(),
+        measured: Measured::default(),
     });
     world.happened(&id, Event::Terminated);
     assert_eq!(world.ask("GetMicrovm", id_of(&id))["stateReason"], json!(reason));
