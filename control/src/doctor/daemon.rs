@@ -99,7 +99,7 @@ fn builds(path: &Path) -> Vec<Finding> {
             .map(|bases| bases.len()),
     };
     match bases {
-        Ok(0) => findings.push(Finding::warning(
+        Ok(0) if settings.registries.is_empty() => findings.push(Finding::warning(
             check,
             format!("there is no base image in {}", settings.store.display()),
             "rotifer base add debian:12 --config FILE",
