@@ -254,6 +254,14 @@ mod tests {
         assert!(found.contains("host.vmm"), "{found}");
         let host = r#"{"host": {"vmm": "vmm", "kernel": "kernel", "initramfs": "initramfs", "builds": "b"}}"#;
         assert!(errors(host).contains("/b"), "{}", errors(host));
+        let builds = r#"{"vmm": "x", "kernel": "x", "initramfs": "x", "builder_disk": "x", "worker": "x",
+            "store": "store", "registries": ["docker.io", "https://registry.example"]}"#;
+        fs::write(directory.path().join("b"), builds).unwrap();
+        assert!(
+            errors(host).contains("\"https://registry.example\" is no name"),
+            "{}",
+            errors(host)
+        );
     }
 
     #[test]
