@@ -150,7 +150,7 @@ impl Store {
         let known: Vec<String> = self.list()?.into_iter().map(|base| base.name).collect();
         let known = match known.len() {
             0 => "is none".into(),
-            _ => format!("are: {}", known.join(", ")),
+            _ => format!("are {}", known.join(", ")),
         };
         let stands_for = match real == normalize(name) {
             true => String::new(),
@@ -159,9 +159,9 @@ impl Store {
         let registry = real.parse().map(|image: Reference| image.registry().to_owned());
         let registry = registry.unwrap_or_else(|_| "its registry".into());
         Err(BaseError::Invalid(format!(
-            "the base image {real}{stands_for} is not on this host; there {known}. Add it with `rotifer base add \
-             {real} docker://{real}`, name one that stands for it under `aliases`, or list {registry} under \
-             `registries` for builds to pull it"
+            "the base image {real}{stands_for} is not on this host. Add it with `rotifer base add {real} \
+             docker://{real}`, name one that stands for it under `aliases`, or list {registry} under `registries` \
+             for builds to pull it. On this host {known}"
         )))
     }
 
@@ -181,8 +181,14 @@ impl Store {
     /// Adds an image whose layers are here, or replaces the one of that name.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says, or somebody has removed a layer.
     pub fn put(&self, base: &Base) -> Result<(), BaseError> {
+        let _nobody_removes = self.begin_adding()?;
+        let is_gone = |layer: &&Layer| !self.layer_path(&layer.digest).exists();
+        if let Some(layer) = base.layers.iter().find(is_gone) {
+            let text = format!("{} was removed from the store; try again", layer.digest);
+            return Err(BaseError::Invalid(text));
+        }
         let path = self.path(&normalize(&base.name));
         let partial = path.with_extension("partial");
         let text = serde_json::to_vec_pretty(base)

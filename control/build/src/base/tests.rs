@@ -155,6 +155,15 @@ fn what_a_killed_addition_left_is_removed_by_the_next() {
 }
 
 #[test]
+fn an_image_without_one_of_its_layers_is_not_added() {
+    let (directory, store) = store();
+    let base = import(&store, "a", &layout(directory.path(), "arm64", false)).unwrap();
+    store.remove("a").unwrap();
+    assert!(store.put(&base).unwrap_err().to_string().contains("was removed"));
+    assert!(store.list().unwrap().is_empty());
+}
+
+#[test]
 fn what_is_removed_takes_only_its_own_layers_along() {
     let (directory, store) = store();
     let layout = layout(directory.path(), "arm64", false);
