@@ -1,11 +1,10 @@
 //! `rotifer base`: the base images that builds start from.
 
-mod registry;
-
 use std::io::Write;
 use std::path::PathBuf;
 
-use rotifer_build::base::{Base, BaseError, Store, debian, import};
+use rotifer_build::base::pull::{self, PullError};
+use rotifer_build::base::{Base, BaseError, Store, debian};
 use serde_json::json;
 
 use crate::settings::{Settings, SettingsError};
@@ -43,7 +42,7 @@ pub enum BasesError {
     #[error(transparent)]
     Base(#[from] BaseError),
     #[error(transparent)]
-    Registry(#[from] registry::RegistryError),
+    Pull(#[from] PullError),
     #[error("cannot write what came of it")]
     Write(#[source] std::io::Error),
 }
@@ -52,12 +51,8 @@ pub enum BasesError {
 pub fn run(wish: &Wish) -> Result<(), BasesError> {
     let store = store(wish)?;
     let bases = match &wish.what {
-        What::Add { name, from: Some(path) } => {
-            let reference = path.to_str().and_then(|text| text.strip_prefix(registry::SCHEME));
-            vec![match reference {
-                Some(reference) => registry::add(&store, name, reference)?,
-                None => import::import(&store, name, path)?,
-            }]
+        What::Add { name, from: Some(from) } => {
+            vec![pull::add(&store, name, from, &mut |line| eprintln!("{line}"))?]
         }
         What::Add { name, from: None } => vec![debian::make(&store, name, &[])?],
         What::List => store.list()?,

@@ -1,4 +1,5 @@
-//! `rotifer base add NAME docker://...`, with a registry that asks for a password.
+//! Base images from a registry: `rotifer base add NAME docker://...`, and builds that pull what they start from. There is
+//! no machine here to build in: a build that fails to start one has found its base image.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -8,6 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,10 +20,15 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use ring::digest::{SHA256, digest};
+use rotifer_build::{BuildRequest, Cancel, Failure, ReasonCode, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 const LAYER: &[u8] = b"a layer";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -30,6 +37,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const PASSWORD: &str = "me:secret";
 const TOKEN: &str = "a-token";
+/// Half of what the client gives a registry that says nothing.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn sha256(bytes: &[u8]) -> String {
     let hex: String =
@@ -42,9 +51,26 @@ fn sha256(bytes: &[u8]) -> String {
 struct Content {
     manifests: HashMap<String, (&'static str, Vec<u8>)>,
     blobs: HashMap<String, Vec<u8>>,
+    is_open: bool,
+    /// Hears the path of each request.
+    heard: Option<UnboundedSender<String>>,
+    /// What is in the paths of requests that wait for a permit.
+    gate: Option<(String, Arc<Semaphore>)>,
 }
 
 impl Content {
+    /// For whoever has no password; and what hears the paths of requests.
+    fn open() -> (Self, UnboundedReceiver<String>) {
+        let (heard, paths) = unbounded_channel();
+        let content = Self::of("arm64", LAYER.len());
+        (Self { is_open: true, heard: Some(heard), ..content }, paths)
+    }
+
+    fn holding(self, part: &str) -> (Self, Arc<Semaphore>) {
+        let gate = Arc::new(Semaphore::new(0));
+        (Self { gate: Some((part.into(), Arc::clone(&gate))), ..self }, gate)
+    }
+
     fn of(architecture: &str, announced_bytes: usize) -> Self {
         let mut content = Self::default();
         let layer = sha256(LAYER);
@@ -81,14 +107,28 @@ impl Content {
             while let Ok((stream, _)) = listener.accept().await {
                 let (content, name) = (Arc::clone(&content), name.clone());
                 let service = service_fn(move |request| {
-                    let answer = content.answer(&name, &request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let (content, name) = (Arc::clone(&content), name.clone());
+                    async move {
+                        content.hear(request.uri().path()).await;
+                        Ok::<_, Infallible>(content.answer(&name, &request))
+                    }
                 });
                 let http = hyper::server::conn::http1::Builder::new();
                 tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
             }
         });
         address
+    }
+
+    async fn hear(&self, path: &str) {
+        if let Some(heard) = &self.heard {
+            let _nobody_listens = heard.send(path.into());
+        }
+        if let Some((part, gate)) = &self.gate
+            && path.contains(part)
+        {
+            gate.acquire().await.unwrap().forget();
+        }
     }
 
     fn answer(&self, address: &str, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -103,7 +143,7 @@ impl Content {
                 page(401, "", vec![])
             };
         }
-        if says != Some(&format!("Bearer {TOKEN}")) {
+        if !self.is_open && says != Some(&format!("Bearer {TOKEN}")) {
             let mut answer = page(401, "", vec![]);
             let challenge = format!("Bearer realm=\"http://{address}/token\",service=\"registry\"");
             answer.headers_mut().insert("www-authenticate", challenge.parse().unwrap());
@@ -181,4 +221,215 @@ async fn what_is_not_to_be_had_or_not_right_leaves_nothing() {
         assert!(!host.path().join("store/pulling").exists());
         assert!(base(host.path(), &["list"]).await.stdout.is_empty());
     }
+}
+
+/// A build that goes on.
+struct Build {
+    lines: UnboundedReceiver<String>,
+    cancel: Cancel,
+    ended: JoinHandle<Failure>,
+}
+
+impl Build {
+    fn start(host: &TempDir, registries: &[&str], dockerfile: &str) -> Self {
+        let mut settings = Settings::read(&host.path().join("builds.json")).unwrap();
+        settings.registries = registries.iter().map(|&name| name.into()).collect();
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("Dockerfile"), dockerfile).unwrap();
+        let (said, lines) = unbounded_channel();
+        let cancel = Cancel::default();
+        let canceled = cancel.clone();
+        let ended = tokio::task::spawn_blocking(move || {
+            let archive = rotifer_build::directory::pack(directory.path()).unwrap();
+            let (archive, disk) = (archive.path().into(), directory.path().join("disk"));
+            let request =
+                BuildRequest { archive, disk, cancel: canceled, ..BuildRequest::default() };
+            let mut log = |event: rotifer_build::Event| drop(said.send(event.to_string()));
+            rotifer_build::build(&settings, &request, &mut log).unwrap_err()
+        });
+        Self { lines, cancel, ended }
+    }
+
+    /// Its end, and what it has said and nobody has heard.
+    async fn end(mut self) -> (Failure, String) {
+        let failure = timeout(DEADLINE, self.ended).await.expect("the build ends").unwrap();
+        let mut said = String::new();
+        while let Some(line) = self.lines.recv().await {
+            said += &format!("{line}\n");
+        }
+        (failure, said)
+    }
+}
+
+async fn await_with(lines: &mut UnboundedReceiver<String>, part: &str) {
+    let found = async {
+        while let Some(line) = lines.recv().await {
+            if line.contains(part) {
+                return true;
+            }
+        }
+        false
+    };
+    let is_found = timeout(DEADLINE, found).await;
+    assert_eq!(is_found, Ok(true), "nothing has {part:?}");
+}
+
+fn assert_base_is_there(failure: &Failure) {
+    assert!(failure.text().contains("cannot start a build machine"), "{}", failure.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_pulls_what_it_starts_from_once() {
+    let (content, mut paths) = Content::open();
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let dockerfile = format!("FROM {registry}/some/app:1\nCMD [\"/app\"]\n");
+    let (failure, said) = Build::start(&host, &[&registry], &dockerfile).end().await;
+    assert_base_is_there(&failure);
+    assert!(said.contains("layer 1 of 1: 0 KiB"), "{said}");
+    await_with(&mut paths, "/manifests/1").await;
+    while paths.try_recv().is_ok() {}
+    let (failure, said) = Build::start(&host, &[&registry], &dockerfile).end().await;
+    assert_base_is_there(&failure);
+    assert!(paths.try_recv().is_err() && !said.contains("layer"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_not_listed_is_not_asked() {
+    let (content, mut paths) = Content::open();
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let dockerfile = format!("\nFROM {registry}/some/app:1\n");
+    let (failure, _) = Build::start(&host, &["docker.io"], &dockerfile).end().await;
+    let refused = (failure.code(), failure.line());
+    assert_eq!(refused, (ReasonCode::ContainerBuildFailed, Some(2)), "{failure:?}");
+    let text = failure.text();
+    let add = format!("rotifer base add {registry}/some/app:1 docker://{registry}/some/app:1");
+    for remedy in [&add, "`aliases`", &format!("list {registry} under `registries`")] {
+        assert!(text.contains(remedy), "{remedy}: {text}");
+    }
+    assert!(paths.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_that_are_canceled_wait_neither_for_a_registry_nor_for_one_another() {
+    let (content, mut paths) = Content::open();
+    let (content, _silence) = content.holding("/manifests/");
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let start = |tag| Build::start(&host, &[&registry], &format!("FROM {registry}/some/app:{tag}"));
+    let pulling = start("1");
+    await_with(&mut paths, "/manifests/1").await;
+    let mut waiting = start("2");
+    await_with(&mut waiting.lines, "waits until another image is pulled").await;
+    for build in [waiting, pulling] {
+        build.cancel.cancel();
+        let (failure, _) = build.end().await;
+        assert!(matches!(failure, Failure::Canceled), "{failure:?}");
+    }
+    assert!(!host.path().join("store/pulling").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_two_builds_want_is_pulled_once() {
+    let (content, mut paths) = Content::open();
+    let (content, gate) = content.holding("/manifests/");
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let start = || Build::start(&host, &[&registry], &format!("FROM {registry}/some/app:1"));
+    let first = start();
+    await_with(&mut paths, "/manifests/1").await;
+    let mut second = start();
+    await_with(&mut second.lines, "waits until another image is pulled").await;
+    gate.add_permits(Semaphore::MAX_PERMITS);
+    for build in [first, second] {
+        assert_base_is_there(&build.end().await.0);
+    }
+    let mut again = 0;
+    while let Ok(path) = paths.try_recv() {
+        again += usize::from(path.ends_with("/manifests/1"));
+    }
+    assert_eq!(again, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_what_its_digest_says_is_refused() {
+    let asked = sha256(b"what is asked for");
+    let other = |content: &Content| content.manifests["1"].clone();
+    let is_manifest = |digest: &str| digest.starts_with("sha256:");
+
+    // The registry's answer to a reference with a digest; an index's entry; a layer.
+    let (mut named, _paths) = Content::open();
+    named.manifests.insert(asked.clone(), other(&named));
+    let (mut indexed, _paths) = Content::open();
+    let another = other(&indexed);
+    indexed.manifests.iter_mut().filter(|(digest, _)| is_manifest(digest)).for_each(|it| {
+        *it.1 = another.clone();
+    });
+    let (mut layered, _paths) = Content::open();
+    layered.blobs.insert(sha256(LAYER), b"b layer".into());
+    for (content, reference, reason) in [
+        (named, format!("@{asked}"), asked.clone()),
+        (indexed, ":1".into(), "digest".into()),
+        (layered, ":1".into(), sha256(LAYER)),
+    ] {
+        let registry = content.serve().await;
+        let host = host(&registry, PASSWORD);
+        let dockerfile = format!("FROM {registry}/some/app{reference}\n");
+        let (failure, _) = Build::start(&host, &[&registry], &dockerfile).end().await;
+        let refused = (failure.code(), failure.line());
+        assert_eq!(refused, (ReasonCode::ContainerBuildFailed, Some(1)), "{failure:?}");
+        let text = failure.text();
+        assert!(text.contains("cannot fetch") && text.contains(&reason), "{reason}: {text}");
+        assert!(base(host.path(), &["list"]).await.stdout.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_addresses_that_a_manifest_names_are_not_asked() {
+    let (elsewhere, mut paths) = Content::open();
+    let elsewhere = elsewhere.serve().await;
+    let (mut content, _paths) = Content::open();
+    let layer = sha256(LAYER);
+    content.blobs.remove(&layer);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": { "mediaType": CONFIG, "digest": layer_config(&content), "size": 1000 },
+        "layers": [{
+            "mediaType": TAR, "digest": layer, "size": LAYER.len(),
+            "urls": [format!("http://{elsewhere}/v2/some/app/blobs/{layer}")],
+        }],
+    });
+    content.manifests.insert("1".into(), (MANIFEST, manifest.to_string().into_bytes()));
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let dockerfile = format!("FROM {registry}/some/app:1\n");
+    let (failure, _) = Build::start(&host, &[&registry], &dockerfile).end().await;
+    assert!(failure.text().contains(&format!("cannot fetch {layer}")), "{}", failure.text());
+    assert!(paths.try_recv().is_err());
+}
+
+/// The digest of the configuration, the only blob beside the layer.
+fn layer_config(content: &Content) -> &String {
+    content.blobs.keys().find(|digest| **digest != sha256(LAYER)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_killed_leaves_nothing_that_the_next_one_minds() {
+    let (content, mut paths) = Content::open();
+    let (content, gate) = content.holding(&sha256(LAYER));
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let reference = format!("docker://{registry}/some/app:1");
+    let (words, layer) = (["add", "mine:1", &reference], sha256(LAYER));
+    tokio::select! {
+        ended = base(host.path(), &words) => panic!("{ended:?}"),
+        () = await_with(&mut paths, &layer) => {}
+    }
+    // With the future, its process is killed.
+    assert!(host.path().join("store/pulling").exists());
+    assert!(base(host.path(), &["list"]).await.stdout.is_empty());
+    gate.add_permits(Semaphore::MAX_PERMITS);
+    let added = base(host.path(), &words).await;
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
 }

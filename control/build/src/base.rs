@@ -1,13 +1,17 @@
 //! Base images on this host: their layers by digest, their names, and what names stand for others.
 //!
-//! A builder uses what is in its store and nothing else. `rotifer-build base add` brings images in: from
-//! an OCI layout or a `docker save` ([`import`]), or made from Debian packages ([`debian`]).
+//! A build uses what is in its store. `rotifer base add` brings images in: from a registry ([`pull`], as builds do
+//! themselves if they may), from an OCI layout or a `docker save` ([`import`]), or made from Debian packages
+//! ([`debian`]).
 
 pub mod debian;
 pub mod import;
+pub mod pull;
+mod registry;
 
 use crate::image::ImageConfig;
-use crate::plan::{BaseInfo, Bases, hex};
+use crate::plan::hex;
+use oci_client::Reference;
 use rotifer_build_worker::protocol::Compression;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -137,33 +141,54 @@ impl Store {
     /// The image of a name, or of the name that it stands for.
     ///
     /// # Errors
-    /// There is none; the message says what there is.
+    /// There is none; the message says what there is, and the remedies.
     pub fn get(&self, name: &str) -> Result<Base, BaseError> {
-        let wanted = normalize(name);
-        let alias = self.aliases.iter().find(|(alias, _)| normalize(alias) == wanted);
-        let real = alias.map_or_else(|| wanted.clone(), |(_, real)| normalize(real));
-        let path = self.path(&real);
-        if path.exists() {
-            return read(&path);
+        let real = self.real_name(name);
+        if let Some(base) = self.find(&real)? {
+            return Ok(base);
         }
         let known: Vec<String> = self.list()?.into_iter().map(|base| base.name).collect();
-        let stands_for =
-            if real == wanted { String::new() } else { format!(", for which {name} stands,") };
+        let known = match known.len() {
+            0 => "is none".into(),
+            _ => format!("are {}", known.join(", ")),
+        };
+        let stands_for = match real == normalize(name) {
+            true => String::new(),
+            false => format!(", for which {name} stands,"),
+        };
+        let registry = real.parse().map(|image: Reference| image.registry().to_owned());
+        let registry = registry.unwrap_or_else(|_| "its registry".into());
         Err(BaseError::Invalid(format!(
-            "the base image {real}{stands_for} is not on this host; there {}. Add it with \
-             `rotifer-build base add`, or name one that stands for it under `aliases`",
-            match known.len() {
-                0 => "is none".into(),
-                _ => format!("are: {}", known.join(", ")),
-            }
+            "the base image {real}{stands_for} is not on this host. Add it with `rotifer base add {real} \
+             docker://{real}`, name one that stands for it under `aliases`, or list {registry} under `registries` \
+             for builds to pull it. On this host {known}"
         )))
+    }
+
+    /// What a name stands for.
+    pub(crate) fn real_name(&self, name: &str) -> String {
+        let wanted = normalize(name);
+        let alias = self.aliases.iter().find(|(alias, _)| normalize(alias) == wanted);
+        alias.map_or(wanted, |(_, real)| normalize(real))
+    }
+
+    /// The image of that very name, if it is here.
+    pub(crate) fn find(&self, name: &str) -> Result<Option<Base>, BaseError> {
+        let path = self.path(name);
+        if path.exists() { read(&path).map(Some) } else { Ok(None) }
     }
 
     /// Adds an image whose layers are here, or replaces the one of that name.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says, or somebody has removed a layer.
     pub fn put(&self, base: &Base) -> Result<(), BaseError> {
+        let _nobody_removes = self.begin_adding()?;
+        let is_gone = |layer: &&Layer| !self.layer_path(&layer.digest).exists();
+        if let Some(layer) = base.layers.iter().find(is_gone) {
+            let text = format!("{} was removed from the store; try again", layer.digest);
+            return Err(BaseError::Invalid(text));
+        }
         let path = self.path(&normalize(&base.name));
         let partial = path.with_extension("partial");
         let text = serde_json::to_vec_pretty(base)
@@ -271,13 +296,6 @@ impl Store {
     }
 }
 
-impl Bases for Store {
-    fn look_up(&self, name: &str) -> Result<BaseInfo, String> {
-        let base = self.get(name).map_err(|error| error.to_string())?;
-        Ok(BaseInfo { digest: base.digest(), config: base.config })
-    }
-}
-
 fn read(path: &Path) -> Result<Base, BaseError> {
     let text = fs::read_to_string(path).map_err(failed("read", path))?;
     serde_json::from_str(&text).map_err(|source| BaseError::Parse { path: path.into(), source })
@@ -297,14 +315,17 @@ fn copy_digest(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<String> {
     }
 }
 
-/// A name as everybody means it: `python` is `python:latest`, and so is `docker.io/library/python`.
+/// A name as everybody means it: `python` is `python:latest`, and so is `docker.io/library/python`. Registries
+/// tell tags apart by their case, and do not have it in names.
 #[must_use]
 pub fn normalize(name: &str) -> String {
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    let tag = name.get(last..).and_then(|text| text.find([':', '@'])).map(|tag| last + tag);
+    let (name, tag) = name.split_at(tag.unwrap_or(name.len()));
     let name = name.to_ascii_lowercase();
     let short = DEFAULT_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
     let name = short.unwrap_or(&name);
-    let has_tag = name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-    if has_tag { name.to_owned() } else { format!("{name}:{DEFAULT_TAG}") }
+    if tag.is_empty() { format!("{name}:{DEFAULT_TAG}") } else { format!("{name}{tag}") }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Drives a build: what the cache has is taken from it, and the rest is done in build machines.
 
 use crate::archive::Context;
+use crate::base::pull::Supply;
 use crate::base::{BaseError, Store};
 use crate::caches::Caches;
 use crate::cancel::{Cancel, Why};
@@ -19,6 +20,7 @@ use rotifer_agent::logs::LineSplitter;
 use rotifer_build_worker::protocol::{
     Compression, CopyBetween, MountKind, Pack, Request, Run, Target, Unpack,
 };
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -138,9 +140,15 @@ impl Builder {
     fn build_uncanceled(&self, request: &BuildRequest, log: Log) -> Result<Built, Failure> {
         let context = Context::open(&request.archive)?;
         let disk_bytes = request.disk_bytes.unwrap_or(self.settings.disk_bytes);
-        let inputs =
-            Inputs { context: &context, bases: &self.store, args: &request.args, disk_bytes };
+        let bases = Supply {
+            store: &self.store,
+            registries: &self.settings.registries,
+            cancel: &request.cancel,
+            log: RefCell::new(log),
+        };
+        let inputs = Inputs { context: &context, bases: &bases, args: &request.args, disk_bytes };
         let plan = Plan::new(&context.dockerfile()?, &inputs)?;
+        let log = bases.log.into_inner();
         let work =
             Workspace::new(&self.settings.store).map_err(host("make a directory for the build"))?;
         let mut build = Build {

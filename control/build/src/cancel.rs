@@ -1,10 +1,12 @@
-//! Ends a build from another thread: what it waits for is its machine, whose process is killed.
+//! Ends a build from another thread: what it waits for is its machine, whose process is killed, or a registry,
+//! which is given up.
 
 use std::io;
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Cancels a build. Clones are of the same one; a build that is over does not mind.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +17,8 @@ struct Inner {
     state: Mutex<State>,
     /// Wakes who waits for the end.
     over: Condvar,
+    /// Wakes who waits for something else than a machine.
+    ended: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,16 @@ impl Cancel {
         state.why.get_or_insert(why);
         if let Some(machine) = &state.machine {
             machine.kill();
+        }
+        self.0.ended.notify_waiters();
+    }
+
+    /// Waits until there is reason to end the build.
+    pub(crate) async fn ended(&self) {
+        // It hears of what comes from here on.
+        let ended = self.0.ended.notified();
+        if self.why().is_none() {
+            ended.await;
         }
     }
 

@@ -15,7 +15,7 @@ pub const HELP: &str = "\
 rotifer-build: root disks from zips with a Dockerfile, without a Docker engine
 
 Usage: rotifer-build build [--settings FILE] [options] DIRECTORY|ZIP
-       rotifer-build base add [--settings FILE | --store DIRECTORY] [--from PATH | --packages A,B] NAME
+       rotifer-build base add [--settings FILE | --store DIRECTORY] [--from PATH|docker://IMAGE | --packages A,B] NAME
        rotifer-build base list [--settings FILE | --store DIRECTORY]
        rotifer-build network
 
@@ -27,7 +27,7 @@ beside the disk, with .json behind the name. It needs an ARM64 host with KVM.
   --no-cache              do all steps, whatever earlier builds have done
 
 `base add` takes a base image in: made from Debian's packages with this machine's apt sources (debian:12),
-with more of them (--packages), or from an OCI layout or a docker save (--from). `base list` lists them.
+with more of them (--packages), or from an OCI layout, a docker save or a registry (--from). `base list` lists them.
 
 `network` prints what this machine's configuration says about mirrors and certificates, for the key
 network_file of the settings.
@@ -58,7 +58,7 @@ pub enum Command {
     BaseAdd {
         /// Its name.
         name: String,
-        /// An image in a file or directory.
+        /// An image in a file, a directory or a registry.
         from: Option<PathBuf>,
         /// Debian's packages beyond the usual ones.
         packages: Vec<String>,

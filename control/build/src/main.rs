@@ -66,7 +66,7 @@ fn run(invocation: &Invocation) -> Result<()> {
         Command::BaseAdd { name, from, packages } => {
             let store = store(invocation)?;
             let base = match from {
-                Some(path) => base::import::import(&store, name, path)?,
+                Some(from) => base::pull::add(&store, name, from, &mut |line| eprintln!("{line}"))?,
                 None => base::debian::make(&store, name, packages)?,
             };
             show(&base, invocation.json);

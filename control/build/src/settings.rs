@@ -1,5 +1,6 @@
 //! What a builder is told by whoever runs the host: one JSON file.
 
+use crate::base::pull::is_registry;
 use crate::network::Network;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -45,6 +46,9 @@ pub struct Settings {
     /// Names of base images that stand for others.
     #[serde(default)]
     pub aliases: BTreeMap<String, String>,
+    /// Registries from which builds pull base images that are not in the store.
+    #[serde(default)]
+    pub registries: Vec<String>,
     /// What `RUN` can reach. Nothing if absent.
     #[serde(default)]
     pub network: Option<Network>,
@@ -140,6 +144,11 @@ impl Settings {
         }
         if !settings.disk_bytes.is_multiple_of(4096) {
             return Err(wrong("disk_bytes has to be a multiple of 4096"));
+        }
+        if let Some(name) = settings.registries.iter().find(|name| !is_registry(name)) {
+            return Err(wrong(&format!(
+                "registries: {name:?} is no name of a registry, like docker.io or registry.example:5000"
+            )));
         }
         Ok(settings)
     }

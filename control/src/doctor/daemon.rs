@@ -117,7 +117,7 @@ fn builds(path: &Path) -> Vec<Finding> {
             .map(|bases| bases.len()),
     };
     match bases {
-        Ok(0) => findings.push(Finding::warning(
+        Ok(0) if settings.registries.is_empty() => findings.push(Finding::warning(
             check,
             format!("there is no base image in {}", settings.store.display()),
             "rotifer base add debian:12 --config FILE",
@@ -272,6 +272,14 @@ mod tests {
         assert!(found.contains("host.vmm"), "{found}");
         let host = r#"{"host": {"vmm": "vmm", "kernel": "kernel", "initramfs": "initramfs", "builds": "b"}}"#;
         assert!(errors(host).contains("/b"), "{}", errors(host));
+        let builds = r#"{"vmm": "x", "kernel": "x", "initramfs": "x", "builder_disk": "x", "worker": "x",
+            "store": "store", "registries": ["docker.io", "https://registry.example"]}"#;
+        fs::write(directory.path().join("b"), builds).unwrap();
+        assert!(
+            errors(host).contains("\"https://registry.example\" is no name"),
+            "{}",
+            errors(host)
+        );
     }
 
     #[test]

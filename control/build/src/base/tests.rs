@@ -93,7 +93,36 @@ fn an_unknown_name_is_refused_with_the_known_ones_and_the_remedy() {
     import(&store, "debian:11", &layout(directory.path(), "arm64", false)).unwrap();
     let error = store.get("public.example/x").unwrap_err().to_string();
     assert!(error.contains("debian:12") && error.contains("debian:11"), "{error}");
-    assert!(error.contains("rotifer-build base add"), "{error}");
+    let remedies = [
+        "rotifer base add debian:12 docker://debian:12",
+        "`aliases`",
+        "docker.io under `registries`",
+    ];
+    for remedy in remedies {
+        assert!(error.contains(remedy), "{remedy}: {error}");
+    }
+}
+
+#[test]
+fn names_have_no_case_and_tags_have_one() {
+    for (name, normal) in [
+        ("Python", "python:latest"),
+        ("docker.io/library/Python:RC", "python:RC"),
+        ("Registry.example:5000/A", "registry.example:5000/a:latest"),
+        ("registry.example/a:RC@sha256:00", "registry.example/a:RC@sha256:00"),
+    ] {
+        assert_eq!(normalize(name), normal);
+    }
+}
+
+#[test]
+fn a_registry_is_named_as_in_names_of_images() {
+    for name in ["docker.io", "public.ecr.aws", "localhost", "127.0.0.1:5000"] {
+        assert!(pull::is_registry(name), "{name}");
+    }
+    for name in ["", "docker", "Docker.io", "index.docker.io", "docker.io/library", "https://a.b"] {
+        assert!(!pull::is_registry(name), "{name}");
+    }
 }
 
 #[test]
@@ -123,6 +152,15 @@ fn what_a_killed_addition_left_is_removed_by_the_next() {
     fs::write(&left, b"half").unwrap();
     import(&store, "x", &layout(directory.path(), "arm64", false)).unwrap();
     assert!(!left.exists());
+}
+
+#[test]
+fn an_image_without_one_of_its_layers_is_not_added() {
+    let (directory, store) = store();
+    let base = import(&store, "a", &layout(directory.path(), "arm64", false)).unwrap();
+    store.remove("a").unwrap();
+    assert!(store.put(&base).unwrap_err().to_string().contains("was removed"));
+    assert!(store.list().unwrap().is_empty());
 }
 
 #[test]
