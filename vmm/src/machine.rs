@@ -219,24 +219,24 @@ impl Assembled {
     /// the likeliest; the GIC before the vCPUs, whose number it bounds; interrupts after both.
     fn new(hardware: Hardware, wake: &EventFd) -> Result<Self, MachineError> {
         let Hardware { vcpu_count, ram_bytes, devices } = hardware;
-        tracing::debug!("timeline: assembly begins");
+        lap("assembly begins");
         let vm = Vm::create(ram_bytes)?;
         let gic = Gic::create(vm.fd(), vcpu_count)?;
         let vcpus = (0..vcpu_count)
             .map(|index| Vcpu::create(vm.fd(), index))
             .collect::<Result<Vec<_>, _>>()?;
         gic.init()?;
-        tracing::debug!("timeline: KVM has a machine with vCPUs and GIC");
+        lap("KVM has a machine with vCPUs and GIC");
         let memory = Arc::new(memory::map(ram_bytes)?);
         vm.add_memory(&memory)?;
-        tracing::debug!("timeline: RAM is mapped");
+        lap("RAM is mapped");
         let wake = wake.try_clone().map_err(VmError::Wake)?;
         let table = Table::build(devices, vcpu_count, &memory, wake)?;
-        tracing::debug!("timeline: devices are made");
+        lap("devices are made");
         for entry in &table.entries {
             vm.wire(entry)?;
         }
-        tracing::debug!("timeline: devices are wired");
+        lap("devices are wired");
         Ok(Self { vm, gic, vcpus, memory, table })
     }
 
@@ -247,6 +247,11 @@ impl Assembled {
         let vcpus = Threads::start(vcpus, &Arc::new(table.bus()), wake)?;
         Ok(Machine { vcpus, parked: None, io, table, gic, _vm: vm, memory })
     }
+}
+
+/// For those who measure: a step of the way is done, or begins.
+fn lap(what: &'static str) {
+    tracing::debug!("timeline: {what}");
 }
 
 #[cfg(test)]
