@@ -54,6 +54,8 @@ pub struct Options {
     pub state: PathBuf,
     /// Its settings.
     pub config: Option<PathBuf>,
+    /// Whether it logs JSON.
+    pub log_json: bool,
 }
 
 /// Why a command line is refused.
@@ -163,7 +165,10 @@ impl Given {
         }
         let state = self.path("state").or_else(Directory::default_path).ok_or(Error::NoState)?;
         Ok(match word {
-            "serve" => Command::Serve(Options { listen: self.address()?, state, config }),
+            "serve" => {
+                let (listen, log_json) = (self.address()?, self.has("log-json"));
+                Command::Serve(Options { listen, state, config, log_json })
+            }
             "env" => Command::Env { state },
             "doctor" => Command::Doctor(doctor::Wish { state, config, json }),
             _ => Command::Ask(Request { state, json, what: self.what(word)? }),

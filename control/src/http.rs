@@ -80,7 +80,7 @@ pub struct Front {
     /// What guests ask for.
     pub metadata: Arc<Metadata>,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// What clients may use up.
     pub limits: Limits,
     /// Bodies that may be in memory at the same time, also of who has no key.

@@ -22,6 +22,7 @@ use crate::endpoint::Gates;
 use crate::fleet::records::VersionId;
 use crate::fleet::{Action, Change, Context, Decided, Decision, Fleet, Measured, Report};
 use crate::http::Call;
+use crate::metrics::Metrics;
 use crate::model::{Model, ModelError, Parsed};
 use crate::seal::Seal;
 use crate::settings::Settings;
@@ -54,6 +55,8 @@ pub struct Parts {
     pub seal: Seal,
     /// The time.
     pub clock: Clock,
+    /// Where it is counted how long things take.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why nothing has changed.
@@ -236,7 +239,10 @@ impl Driver {
         let decide =
             |fleet: &Fleet, context: &Context<'_>| Ok(fleet.report(report.clone(), context));
         match self.carry_out_with(&report.measured(), decide) {
-            Ok(_) => true,
+            Ok(_) => {
+                self.parts.metrics.observe(report);
+                true
+            }
             Err(Undone::NotKept(error)) => {
                 let error = crate::report(&error);
                 tracing::error!(

@@ -6,11 +6,13 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::answer::Answer;
 use crate::endpoint::Gates;
-use crate::fleet::microvm::Phase;
+use crate::fleet::Report;
+use crate::fleet::microvm::{Event, Phase};
 
 /// All there is to count.
 pub struct Metrics {
@@ -19,6 +21,7 @@ pub struct Metrics {
     microvms: Family<State, Gauge>,
     open: Gauge,
     held: Gauge,
+    steps: Family<Step, Histogram, fn() -> Histogram>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,6 +33,17 @@ struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct State {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Step {
+    action: &'static str,
+    step: &'static str,
+}
+
+/// From half a millisecond to 16 s.
+fn step_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
 }
 
 /// Whom a request was for, by the scope of its signature: one of few names, whatever the client says.
@@ -56,7 +70,10 @@ impl Default for Metrics {
         registry.register("endpoint_streams", text, Gauge::clone(&open));
         let text = "Requests that wait for a microVM to run";
         registry.register("endpoint_held", text, Gauge::clone(&held));
-        Self { registry, requests, microvms, open, held }
+        let steps = Family::new_with_constructor(step_seconds as fn() -> Histogram);
+        let text = "Steps of launches and resumes that succeeded";
+        registry.register("step_seconds", text, Family::clone(&steps));
+        Self { registry, requests, microvms, open, held, steps }
     }
 }
 
@@ -72,6 +89,19 @@ impl Metrics {
             _ => "other",
         };
         self.requests.get_or_create(&Request { service, status }).inc();
+    }
+
+    /// A worker has done something.
+    pub fn observe(&self, report: &Report) {
+        let Report::Microvm { event, measured, .. } = report else { return };
+        let action = match event {
+            Event::Launched => "launch",
+            Event::Resumed => "resume",
+            _ => return,
+        };
+        for (step, time) in &measured.steps {
+            self.steps.get_or_create(&Step { action, step }).observe(time.as_secs_f64());
+        }
     }
 
     /// All of it, in the text format of OpenMetrics.

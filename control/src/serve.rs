@@ -68,7 +68,12 @@ pub enum Error {
 pub fn run(options: &Options) -> Result<(), Error> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOGGED));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if options.log_json {
+        log.json().init();
+    } else {
+        log.init();
+    }
     let settings = match &options.config {
         Some(path) => Settings::read(path)?,
         None => Settings::default(),
@@ -101,6 +106,7 @@ pub fn front(
         Gatekeeper { credentials: credentials.clone(), sessions: Arc::clone(&sessions) };
     let objects = s3::service(&directory.file("objects"), &store, settings, gatekeeper)?;
     let gates = Arc::new(Gates::new(clock.clone(), Arc::clone(&worker), settings));
+    let metrics = Arc::new(Metrics::default());
     let lambda = Arc::new(Lambda::open(lambda::Parts {
         store: Arc::clone(&store),
         settings: Arc::clone(settings),
@@ -108,6 +114,7 @@ pub fn front(
         gates,
         seal: seal.clone(),
         clock: clock.clone(),
+        metrics: Arc::clone(&metrics),
     })?);
     let endpoints = Endpoints::new(settings, &lambda, &worker, seal.clone());
     let metadata = Arc::new(Metadata {
@@ -140,7 +147,7 @@ pub fn front(
         verifier,
         endpoints,
         metadata,
-        metrics: Metrics::default(),
+        metrics,
         limits: settings.limits.clone(),
         bodies: Semaphore::new(BODIES_MAX),
     })

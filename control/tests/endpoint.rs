@@ -3,6 +3,7 @@
 mod world;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -256,6 +257,7 @@ async fn too_many_requests_to_one_microvm_are_refused_and_others_are_not() {
 async fn metrics_tell_what_there_is() {
     let world = World::new().await;
     App::serve(&world.worker.socket(PORT));
+    world.worker.measured.lock().unwrap().steps = vec![("snapshot", Duration::from_millis(3))];
     let (a, b) = (world.vm(json!({})).await, world.vm(json!({})).await);
     let token = world.token_for_all(&a);
     let _stream = world.begin(&a.host, "/stream", &[("x-aws-proxy-auth", &token)]).await;
@@ -269,6 +271,8 @@ async fn metrics_tell_what_there_is() {
         "rotifer_microvms{state=\"SUSPENDED\"} 1",
         "rotifer_microvms{state=\"PENDING\"} 0",
         "rotifer_endpoint_streams 1",
+        "rotifer_step_seconds_count{action=\"launch\",step=\"snapshot\"} 2",
+        "rotifer_step_seconds_sum{action=\"launch\",step=\"snapshot\"} 0.006",
     ] {
         assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
     }

@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -59,6 +60,22 @@ fn a_doctor_names_the_remedy_of_all_that_is_wrong() {
     let output = text(&rotifer(&words).stdout);
     assert!(output.contains("remedy: ") && output.contains("This host cannot run"), "{output}");
     assert!(!Path::new(&state).exists());
+}
+
+#[test]
+fn a_daemon_logs_json_if_it_shall() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().display().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rotifer"));
+    command.args(["serve", "--log-json", "--listen", "127.0.0.1:0", "--state", &state]);
+    let mut daemon = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(daemon.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert!(said["timestamp"].is_string() && said["level"] == "WARN", "{said}");
+    assert!(said["fields"]["message"].as_str().unwrap().contains("no host"), "{said}");
 }
 
 #[test]

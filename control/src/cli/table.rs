@@ -54,7 +54,7 @@ pub const COMMANDS: &[CommandRow] = &[
         word: "serve",
         operands: "",
         offers: Offers::Nothing,
-        options: &["listen", "listen-anywhere", "config"],
+        options: &["listen", "listen-anywhere", "config", "log-json"],
         about: "run the daemon until a signal ends it",
     },
     CommandRow {
@@ -183,6 +183,12 @@ pub const OPTIONS: &[OptionRow] = &[
         short: None,
         value: None,
         about: "needed beside an address that is not loopback: only the access key keeps the network out",
+    },
+    OptionRow {
+        name: "log-json",
+        short: None,
+        value: None,
+        about: "log a JSON document for each line, for whoever collects logs",
     },
     OptionRow {
         name: "config",

@@ -184,7 +184,7 @@ impl Inner {
                 laps.end_of("hook");
             }
             vmm.keep();
-            tracing::info!("{id} was launched in {laps}");
+            tracing::info!(microvm = id, "launched in {laps}");
             Ok((vmm, record, version, laps))
         };
         let (vmm, record, version, laps) = slot.unless_ending(launch).await?;
@@ -277,7 +277,7 @@ impl Inner {
                 hook.call(&vmm.vsock(), None).await?;
                 laps.end_of("hook");
             }
-            tracing::info!("{id} was resumed in {laps}");
+            tracing::info!(microvm = id, "resumed in {laps}");
             Ok((vmm, record, version, laps))
         };
         let (mut vmm, record, version, laps) = slot.unless_ending(resume).await?;
@@ -300,7 +300,7 @@ impl Inner {
             if let Some(hook) = Hook::of(self.hooks_of(id)?.as_ref(), Name::Terminate)
                 && let Err(error) = hook.call(&machine.vmm.vsock(), None).await
             {
-                tracing::debug!("{id}: {}", crate::report(&error));
+                tracing::debug!(microvm = id, "{}", crate::report(&error));
             }
             measured.processor_time = machine.vmm.process().guest_time().ok();
             machine.end().await;
@@ -370,7 +370,7 @@ impl Inner {
             // Nothing of it can have run since its snapshot.
             (Phase::Suspended, Some(process)) => process.kill(),
             (_, Some(process)) => {
-                tracing::info!("the microVM {id} goes on");
+                tracing::info!(microvm = %id, "goes on");
                 let network = self.networks.as_ref().and_then(|networks| networks.adopted(id));
                 let vmm = Vmm::adopted(process, self.directory_of(id), network);
                 let version = self.version(&microvm.version)?;
