@@ -209,7 +209,7 @@ class Journey:
             for before, line in zip(timeline, timeline[1:]):
                 steps = [step["name"] for step in line["steps"] or []]
                 launched = ["files", "pager", "network", "process", "snapshot", "hook"]
-                woken = ["network", "process", "snapshot", "hook"]
+                woken = ["pager", "network", "process", "snapshot", "hook"]
                 wanted = {"Launching": launched, "Resuming": woken, "Waking": woken}.get(before["phase"], [])
                 assert steps == wanted, timeline
                 assert sum(step["ms"] for step in line["steps"] or []) <= (line["afterMs"] or 0) + 1, timeline
