@@ -224,6 +224,20 @@ impl VmBuilder {
         vm
     }
 
+    /// As [`Self::restore`], with memory of which some is that of another snapshot, which the pager shares.
+    ///
+    /// # Panics
+    /// If the host refuses, or the VMM ends.
+    pub fn restore_upon(&self, snapshot: &Path, base: &Path, pager: &Pager) -> Vm {
+        let socket = pager.socket();
+        let restore = [OsStr::new("--restore"), snapshot.as_os_str()];
+        let share = [OsStr::new("--pager-sock"), socket.as_os_str()];
+        let base = [OsStr::new("--base"), base.as_os_str()];
+        let vm = self.launch(&[restore, share, base].concat());
+        vm.messages.wait_for("the machine is restored");
+        vm
+    }
+
     /// As [`Self::start_restore`], and waits until the machine is restored.
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rotifer_tests::{
-    Artifacts, ExitCode, Pager, copy_snapshot, damage_packs, memory_kib, pack_sizes, place,
+    Artifacts, ExitCode, Pager, Vm, copy_snapshot, damage_packs, memory_kib, pack_sizes, place,
     web_app, web_app_snapshot,
 };
 use serde_json::{Value, json};
@@ -88,6 +88,45 @@ fn a_clone_writes_what_it_changed_and_a_clone_of_that_has_it() {
     other.suspend(&alone_path, "Full");
     drop((other, clone, directory, pager));
     assert_eq!(web_app().restore(&alone_path).visit(), 3);
+}
+
+#[test]
+fn a_clone_that_was_suspended_shares_what_it_has_not_changed() {
+    let (directory, first) = place();
+    copy_snapshot(web_app_snapshot().parent().unwrap(), directory.path());
+    let pager = Pager::start();
+    let clone = web_app().restore_shared(&first, &pager);
+    clone.shell("head -c 4194304 /dev/urandom > /tmp/changed");
+    let sum = clone.shell("sha256sum < /tmp/changed");
+    assert_eq!(clone.visit(), 2);
+    let second = directory.path().join("second.snap");
+    clone.suspend(&second, "Diff");
+    drop(clone);
+    // The same is asked of both.
+    let work = |vm: &Vm| {
+        assert_eq!(vm.visit(), 3, "it goes on where it was");
+        assert_eq!(vm.shell("sha256sum < /tmp/changed"), sum);
+        memory_kib(vm.pid(), "Anonymous")
+    };
+    let alone_kib = work(&web_app().restore(&second));
+    let woken = web_app().restore_upon(&second, &first, &pager);
+    let woken_kib = work(&woken);
+    println!("its own memory: {woken_kib} KiB upon its base, {alone_kib} without");
+    // How much is loaded ahead of touches depends on the time that there was.
+    assert!(woken_kib < alone_kib / 4 * 3, "{woken_kib} KiB of {alone_kib}");
+    // Nobody is needed for it any more, and what it writes is nobody's but its own.
+    drop(pager);
+    woken.shell("head -c 1048576 /dev/urandom >> /tmp/changed");
+    let sum = woken.shell("sha256sum < /tmp/changed");
+    let third = directory.path().join("third.snap");
+    woken.suspend(&third, "Diff");
+    drop(woken);
+    let pager = Pager::start();
+    for vm in [web_app().restore(&third), web_app().restore_upon(&third, &first, &pager)] {
+        assert_eq!(vm.visit(), 4);
+        assert_eq!(vm.shell("sha256sum < /tmp/changed"), sum);
+    }
+    assert_eq!(web_app().restore_shared(&first, &pager).visit(), 2);
 }
 
 #[test]
