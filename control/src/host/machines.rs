@@ -171,7 +171,7 @@ impl Inner {
             laps.end_of("pager");
             let network = self.network_of(&record)?;
             laps.end_of("network");
-            let mut vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
+            let mut vmm = Vmm::start(self.vmm_program(), &directory, network)?;
             laps.end_of("process");
             let backend = json!({ "backend_type": "Uffd", "backend_path": pager });
             let more = json!({ "host_file_path": host, "mem_backend": backend });
@@ -265,7 +265,7 @@ impl Inner {
             laps.end_of("pager");
             let network = self.network_of(&record)?;
             laps.end_of("network");
-            let vmm = Vmm::start(self.vmm_program(), &directory, network).await?;
+            let vmm = Vmm::start(self.vmm_program(), &directory, network)?;
             laps.end_of("process");
             // Most of its memory is still what it was launched with, and is there.
             let launched_from = self.version_directory(&record.version).join(SNAPSHOT);

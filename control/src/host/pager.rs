@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -43,7 +44,7 @@ impl Pager {
         command.args(["pager", "--socket"]).arg(&socket);
         let failed = |source| MachineError::Pager { source };
         let log = self.directory.join("pager.log");
-        let process = Process::start(command, &log, None).map_err(failed)?;
+        let process = Process::start(command, Stdio::null(), &log, None).map_err(failed)?;
         let started = async {
             tokio::select! {
                 listens = listens(|| reach(&socket)) => listens,

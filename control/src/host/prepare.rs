@@ -140,7 +140,7 @@ async fn restore_and_record(
     let snapshot = place.directory.join(SNAPSHOT);
     lines.say("Restoring the snapshot once.");
     let network = place.network(version)?;
-    let vmm = Vmm::start(&place.settings.vmm, place.directory, network).await?;
+    let vmm = Vmm::start(&place.settings.vmm, place.directory, network)?;
     vmm.load(&snapshot, json!({ "record_working_set": true })).await?;
     match Hook::of(version.spec.hooks.as_ref(), Name::Validate) {
         Some(hook) => hook.call(&vmm.vsock(), None).await?,

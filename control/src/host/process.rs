@@ -37,11 +37,12 @@ impl Process {
     /// network is the host's, unless it has one of its own.
     pub fn start(
         mut command: Command,
+        input: Stdio,
         messages: &Path,
         network: Option<&Network>,
     ) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(messages)?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).process_group(0);
+        command.stdin(input).stdout(Stdio::null()).stderr(file).process_group(0);
         let mut child = match network {
             Some(network) => network.spawn(&mut command).map_err(io::Error::other)?,
             None => command.spawn()?,
@@ -152,7 +153,8 @@ mod tests {
         let fifo = directory.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         command.arg(&fifo).arg(SOCKET_OPTION).arg(&socket);
-        let process = Process::start(command, &directory.path().join("log"), None).unwrap();
+        let process =
+            Process::start(command, Stdio::null(), &directory.path().join("log"), None).unwrap();
         // Opened when the shell has opened it: only then the kernel is sure to tell its arguments.
         let _open = File::options().write(true).open(&fifo).unwrap();
         let found = find(directory.path()).unwrap();

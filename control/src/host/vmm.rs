@@ -1,10 +1,14 @@
 //! One VMM process: started, driven through its API, ended.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use hyper::Method;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
@@ -19,8 +23,12 @@ use super::wire;
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a VMM may take for a request: it may write all of a machine's memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// A VMM whose sockets are gone has ended, or is about to.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked whether a program listens that was just started.
 const LISTENS_PERIOD: Duration = Duration::from_millis(2);
+/// Requests that may wait for a VMM which has not come up.
+const BACKLOG: i32 = 16;
 /// Its API, in its directory.
 const API: &str = "api.sock";
 /// Its vsock device.
@@ -69,17 +77,21 @@ pub fn vsock(directory: &Path) -> PathBuf {
 
 impl Vmm {
     /// Starts one that waits for what to do. It ends when this is dropped, unless it is [kept](Self::keep).
-    pub async fn start(
+    ///
+    /// It gets its API's socket from here: what it is asked waits there until it has come up, and nobody has to
+    /// find out when that is.
+    pub fn start(
         program: &Path,
         directory: &Path,
         network: Option<Network>,
     ) -> Result<Self, VmmError> {
-        let vmm = Self::spawn(program, directory, network, &[])?;
         let api = directory.join(API);
-        // A local socket answers at once.
-        let connect = || std::os::unix::net::UnixStream::connect(&api).map(drop);
-        vmm.before("its API listened", listens(connect)).await?;
-        Ok(vmm)
+        let listener = listen(&api).map_err(|source| VmmError::Host {
+            attempt: "listen at",
+            path: api,
+            source,
+        })?;
+        Self::spawn(program, directory, network, &[], listener.into())
     }
 
     /// Starts one that boots a machine, and waits until the guest's agent serves.
@@ -98,7 +110,8 @@ impl Vmm {
         let file = directory.join("vm.json");
         std::fs::write(&file, config.to_string()).map_err(failed("write", &file))?;
         let file = file.to_string_lossy().into_owned();
-        let vmm = Self::spawn(program, directory, network, &["--config-file", &file])?;
+        let vmm =
+            Self::spawn(program, directory, network, &["--config-file", &file], Stdio::null())?;
         vmm.before("its guest's agent served", async { listener.accept().await.map(drop) }).await?;
         Ok(vmm)
     }
@@ -108,11 +121,14 @@ impl Vmm {
         directory: &Path,
         network: Option<Network>,
         arguments: &[&str],
+        input: Stdio,
     ) -> Result<Self, VmmError> {
         let mut command = Command::new(program);
         command.arg(SOCKET_OPTION).arg(directory.join(API)).args(arguments);
-        let process = Process::start(command, &directory.join(MESSAGES), network.as_ref())
-            .map_err(|source| VmmError::Host { attempt: "run", path: program.into(), source })?;
+        let process =
+            Process::start(command, input, &directory.join(MESSAGES), network.as_ref()).map_err(
+                |source| VmmError::Host { attempt: "run", path: program.into(), source },
+            )?;
         Ok(Self { process, directory: directory.into(), network, is_kept: false })
     }
 
@@ -186,7 +202,15 @@ impl Vmm {
                 let reason = String::from_utf8_lossy(&answer).into_owned();
                 Err(VmmError::Refused { method, path, reason })
             }
-            Err(source) => Err(VmmError::Call { method, path, source }),
+            Err(source) => {
+                let ended = timeout(ENDING_TIMEOUT, self.process.ended()).await;
+                Err(match ended {
+                    Ok(()) => {
+                        VmmError::Ended { directory: self.directory.clone(), before: "it answered" }
+                    }
+                    Err(_) => VmmError::Call { method, path, source },
+                })
+            }
         }
     }
 
@@ -207,6 +231,21 @@ impl Vmm {
         let slow = |_| VmmError::Slow { directory: directory(), before };
         timeout(START_TIMEOUT, came).await.map_err(slow)?
     }
+}
+
+/// Listens for a program that is to be started, for our user alone. What one that was killed has left is
+/// replaced: nobody else has a VMM in its directory.
+fn listen(path: &Path) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The file gets the mode that the socket has by then.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
 }
 
 /// Waits until a connection succeeds. A program does not say when it listens, and nothing else would tell.

@@ -2,14 +2,18 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
+use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with,
 };
+use rustix::stdio::dup2_stdin;
 
 use crate::config::{Occupant, occupant};
 
@@ -45,10 +49,13 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Listens on `path`; a socket there that nobody listens on any more is replaced.
+    /// Listens on `path`; a socket there that nobody listens on any more is replaced. If standard input listens
+    /// there already, as systemd's `StandardInput=socket` has it, that is taken: whoever starts the process can
+    /// then talk to it at once, and need not find out when it listens.
     pub(super) fn listen(path: &Path) -> Result<Self, SocketError> {
         let attempt = |source| SocketError::Listen { path: path.into(), source };
-        let listener = match bind_for_owner(path) {
+        let inherited = is_listening_at(io::stdin().as_fd(), path);
+        let listener = match if inherited { take_stdin() } else { bind_for_owner(path) } {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 // Two processes that find the same dead socket must not remove each other's
                 // new one. The lock goes with the descriptor.
@@ -89,6 +96,20 @@ fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
+fn is_listening_at(socket: BorrowedFd<'_>, path: &Path) -> bool {
+    let is_listening = socket_acceptconn(socket).unwrap_or(false);
+    let address =
+        getsockname(socket).ok().and_then(|address| SocketAddrUnix::try_from(address).ok());
+    is_listening && address.is_some_and(|it| it.path_bytes() == Some(path.as_os_str().as_bytes()))
+}
+
+/// Nothing else can be read there from then on.
+fn take_stdin() -> io::Result<UnixListener> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    dup2_stdin(File::open("/dev/null")?)?;
+    Ok(socket.into())
+}
+
 fn lock_directory_of(path: &Path) -> Result<File, SocketError> {
     let attempt = |source| SocketError::Listen { path: path.into(), source };
     let directory = match path.parent() {
@@ -110,5 +131,22 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
         Occupant::Dead => fs::remove_file(path).map_err(attempt),
         Occupant::Live => Err(SocketError::Busy { path: path.into() }),
         Occupant::NotASocket => Err(SocketError::NotASocket { path: path.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_taken_over_only_if_it_listens_at_the_very_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let socket = bind_for_owner(&path).unwrap();
+        assert!(is_listening_at(socket.as_fd(), &path));
+        assert!(!is_listening_at(socket.as_fd(), &directory.path().join("b.sock")));
+        let (one, _two) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!is_listening_at(one.as_fd(), &path));
+        assert!(!is_listening_at(File::open("/dev/null").unwrap().as_fd(), &path));
     }
 }
