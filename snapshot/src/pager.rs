@@ -37,7 +37,7 @@ mod tests;
 mod userfault;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
@@ -70,7 +70,7 @@ use self::{
     userfault::LazyMemory,
 };
 use crate::{
-    layout::{BlockIndex, CHUNK_BYTES, ChunkIndex, PageIndex},
+    layout::{BlockIndex, CHUNK_BYTES, PageIndex},
     manifest::PageRun,
     source::PageSource,
 };
@@ -137,7 +137,7 @@ impl Pager {
     /// See [`StartError`]; nothing runs then.
     pub fn start<B: Bitmap + Clone + Send + Sync + 'static>(
         memory: &GuestMemoryMmap<B>,
-        mut source: Box<dyn PageSource>,
+        source: Box<dyn PageSource>,
         userfault: impl FnOnce() -> Result<Userfault, UserfaultError>,
         options: Options,
         on_failure: impl FnOnce(PagerError) + Send + 'static,
@@ -152,7 +152,7 @@ impl Pager {
         let data = pieces::with_data(space, |block| source.has_data(block));
         clear(&local)?;
         let pieces = match &mapping {
-            Mapping::Copy => map_base(&local, data, &mut *source, &status.residency)?,
+            Mapping::Copy => map_base(&local, data, &*source)?,
             Mapping::Shared(image) => map(&local, &data, image.view(), &[])?,
             Mapping::Service(image) => map(&local, &data, image.view(), &written)?,
         };
@@ -173,7 +173,8 @@ impl Pager {
         let work: Box<dyn FnOnce() -> Held + Send> = match mapping {
             Mapping::Copy => {
                 let plan = plan(working_set);
-                let policy = Copying::new(memory, registered, source, plan, common);
+                let local = local.clone();
+                let policy = Copying::new(local, memory, registered, source, plan, common);
                 let server = Server { policy: Box::new(policy), status: Arc::clone(&status) };
                 Box::new(move || held(serve(server, on_failure)))
             }
@@ -323,31 +324,22 @@ fn map(
     Ok(pieces::within(space, mapped, is_missing))
 }
 
-/// The source's base in these pieces, as far as it is the same. The other chunks have to be loaded: they are
+/// The source's base in these pieces, as far as blocks are the same. The others have to be loaded: they are
 /// returned.
 fn map_base(
     local: &LocalMemory,
     data: Vec<Piece>,
-    source: &mut dyn PageSource,
-    residency: &Residency,
+    source: &dyn PageSource,
 ) -> Result<Vec<Piece>, StartError> {
-    if source.base().is_none() {
-        return Ok(data);
-    }
-    let space = local.space();
-    let shared: BTreeMap<_, _> =
-        pieces::blocks(&data).map(|block| (block, source.base_chunks(block))).collect();
-    let is_shared = |chunk: ChunkIndex| {
-        shared.get(&chunk.block()).is_some_and(|chunks| chunks & residency::bit(chunk) != 0)
-    };
     let Some(image) = source.base() else { return Ok(data) };
-    for piece in pieces::chunks_within(space, &data, is_shared) {
+    let space = local.space();
+    // Asked once: a block may come to be there meanwhile.
+    let blocks = (0..space.block_count()).map(BlockIndex);
+    let shared: BTreeSet<_> = blocks.filter(|block| source.is_in_base(*block)).collect();
+    for piece in pieces::within(space, &data, |block| shared.contains(&block)) {
         local.map(piece, image).map_err(|source| refused(local, SHARE, piece, source))?;
     }
-    for (block, chunks) in &shared {
-        residency.set_chunks_loaded(*block, *chunks);
-    }
-    Ok(pieces::chunks_within(space, &data, |chunk| !is_shared(chunk)))
+    Ok(pieces::within(space, &data, |block| !shared.contains(&block)))
 }
 
 /// Gives the machine its own copies of these pages where they are there to be copied: nobody serves

@@ -29,6 +29,11 @@ pub trait PageSource: Send {
         None
     }
 
+    /// Whether all of a block is the same there. That may come to be at any time, and then stays.
+    fn is_in_base(&self, _block: BlockIndex) -> bool {
+        false
+    }
+
     /// The chunks of a block that are the same there: bit `n` stands for chunk `n` of the block. There may
     /// come to be more of them at any time, and never less.
     fn base_chunks(&mut self, _block: BlockIndex) -> u32 {

@@ -66,7 +66,7 @@ impl Storage for HostStorage {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         match file.try_lock() {
             // Some network file systems have no locks. Nobody prunes there: that needs one.
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Box::new(file)),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Box::new(Written(file))),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
         }
     }
@@ -84,13 +84,24 @@ impl Storage for HostStorage {
     }
 }
 
-impl StorageFile for File {
+/// A file that is locked while it is written.
+struct Written(File);
+
+impl StorageFile for Written {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_all(bytes)
+        self.0.write_all(bytes)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_all()
+        self.0.sync_all()
+    }
+}
+
+/// A process that another thread has just forked has the file, too, and with it the lock, until it executes
+/// its program.
+impl Drop for Written {
+    fn drop(&mut self) {
+        let _it_may_have_none = self.0.unlock();
     }
 }
 

@@ -2,8 +2,9 @@
 //! it was launched from, and the host has verified that already, for its clones.
 //!
 //! ```text
-//!  a chunk that is the same in both ─▶ mapped: shared with all clones until it is written
-//!  pages of others that are         ─▶ copied out of the image
+//!  a block that is the same in both ─▶ mapped at the start: shared with all clones until it is written
+//!  a chunk of another block that is ─▶ mapped when the block is touched
+//!  pages of another chunk that are  ─▶ copied out of the image
 //!  what is the machine's own        ─▶ read from its packs, and verified
 //! ```
 //! Same means that the digests are: whatever a hostile snapshot claims to have in common with another
@@ -23,10 +24,6 @@ use crate::{
     source::{PageSource, SourceError},
 };
 
-/// Blocks that are compared chunk by chunk before the machine runs, each of which takes a while (45 us,
-/// instruction-counted). Of later ones what is the same is copied when it is touched.
-const COMPARED_BLOCKS_MAX: u32 = 64;
-
 /// An image that this host shares, of a snapshot that another one is based on.
 #[derive(Debug)]
 pub struct Base {
@@ -41,8 +38,6 @@ struct Based {
     base: Base,
     /// Of the chunk that is being loaded.
     pieces: Vec<Piece>,
-    /// How many blocks may still be compared.
-    compared_left: u32,
 }
 
 impl Base {
@@ -58,8 +53,7 @@ impl Base {
             return Box::new(reader);
         }
         let pieces = Vec::with_capacity(PAGES_PER_CHUNK);
-        let compared_left = COMPARED_BLOCKS_MAX;
-        Box::new(Based { reader, base: self, pieces, compared_left })
+        Box::new(Based { reader, base: self, pieces })
     }
 
     /// The base's pieces of a chunk that is there.
@@ -79,7 +73,7 @@ impl Based {
         chunk: ChunkIndex,
         out: &mut [u8; CHUNK_BYTES],
     ) -> Result<u16, SourceError> {
-        let Self { reader, base, pieces, .. } = self;
+        let Self { reader, base, pieces } = self;
         let block = chunk.block();
         pieces.clear();
         pieces.extend_from_slice(of_chunk(reader.pieces(block)?, chunk.in_block()));
@@ -140,19 +134,17 @@ impl PageSource for Based {
         Some(&self.base.view)
     }
 
+    fn is_in_base(&self, block: BlockIndex) -> bool {
+        let digest = |reader: &ImageReader| reader.index().entry(block).map(|it| it.digest);
+        let own = digest(&self.reader);
+        own.is_some() && own == digest(&self.base.reader) && self.base.view.is_resident(block)
+    }
+
     fn base_chunks(&mut self, block: BlockIndex) -> u32 {
         let Self { reader, base: Base { reader: base, view }, .. } = self;
-        let digest = |reader: &ImageReader| reader.index().entry(block).map(|it| it.digest);
-        match (digest(reader), digest(base)) {
-            (Some(own), Some(other)) if view.is_resident(block) => {
-                if own == other {
-                    return u32::MAX;
-                }
-            }
-            _ => return 0,
+        if !view.is_resident(block) {
+            return 0;
         }
-        let Some(left) = self.compared_left.checked_sub(1) else { return 0 };
-        self.compared_left = left;
         // A block that cannot be read is nobody's yet: who touches it hears of it.
         let (Ok(own), Ok(other)) = (reader.pieces(block), base.pieces(block)) else { return 0 };
         let is_same = |chunk: &usize| {

@@ -41,7 +41,7 @@ impl DataMap {
         let chunks = match self.known(block) {
             Some(chunks) => chunks,
             None => {
-                let chunks = Self::chunks_of(block, &source.pages(block)?);
+                let chunks = chunks_of(block, &source.pages(block)?);
                 self.learn(block, chunks);
                 chunks
             }
@@ -80,9 +80,9 @@ impl DataMap {
         Ok(count)
     }
 
-    /// The chunks of a block that have any of these pages.
-    pub fn chunks_of(block: BlockIndex, pages: &PageSet) -> u32 {
-        pages.chunks().fold(0, |mask, (number, _)| mask | bit(block.chunk(number)))
+    /// Whether anybody has asked for this block.
+    pub fn is_known(&self, block: BlockIndex) -> bool {
+        self.known(block).is_some()
     }
 
     fn known(&self, block: BlockIndex) -> Option<u32> {
@@ -194,6 +194,11 @@ impl Stage {
     pub fn clear(&mut self) {
         self.count = 0;
     }
+}
+
+/// The chunks of a block that have any of these pages.
+pub(super) fn chunks_of(block: BlockIndex, pages: &PageSet) -> u32 {
+    pages.chunks().fold(0, |mask, (number, _)| mask | bit(block.chunk(number)))
 }
 
 /// How many whole chunks there are in so many bytes of an image.

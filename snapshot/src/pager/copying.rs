@@ -3,24 +3,31 @@
 use std::sync::Arc;
 
 use super::{
-    content::{DataMap, Stage, chunk_count, piece},
+    content::{DataMap, Stage, chunk_count, chunks_of, piece},
     error::PagerError,
+    local::LocalMemory,
     pieces,
     plan::{ChunkRun, Next, Plan},
+    residency::bit,
     server::{Policy, Status, Step},
     space::Piece,
     userfault::{Filled, LazyMemory},
 };
 use crate::{
-    layout::{CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
+    layout::{BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PageIndex},
     source::{PageSource, SourceError},
 };
 
 /// Zero chunks that are mapped by one call: 64 MiB, so that a fault waits for a millisecond at most.
 const ZEROED_CHUNKS_MAX: u32 = 1024;
 
+/// Mappings of the base inside of blocks, each of which makes three of the kernel's out of one: a process may
+/// have 65530. What is the same beyond them is copied.
+const BASE_MAPPINGS_MAX: u32 = 1 << 14;
+
 /// Loads into private anonymous memory.
 pub(super) struct Copying {
+    local: LocalMemory,
     memory: LazyMemory,
     /// What is registered.
     pieces: Vec<Piece>,
@@ -31,31 +38,25 @@ pub(super) struct Copying {
     ahead: Stage,
     /// For a fault, which does not wait for that.
     fault: Stage,
+    base_mappings_left: u32,
     status: Arc<Status>,
 }
 
 impl Copying {
     /// `pieces` is what is registered.
     pub fn new(
+        local: LocalMemory,
         memory: LazyMemory,
         pieces: Vec<Piece>,
-        mut source: Box<dyn PageSource>,
+        source: Box<dyn PageSource>,
         plan: Plan,
         status: Arc<Status>,
     ) -> Self {
         let mut data = DataMap::new(memory.space().block_count());
         pieces::others(memory.space(), &pieces).for_each(|block| data.learn(block, 0));
-        // Of some, a part is there: only the rest is missing.
-        for block in pieces::blocks(&pieces) {
-            let loaded = status.residency.loaded_chunks(block);
-            if loaded != 0
-                && let Ok(pages) = source.pages(block)
-            {
-                data.learn(block, DataMap::chunks_of(block, &pages) & !loaded);
-            }
-        }
         let (ahead, fault) = (Stage::new(), Stage::new());
-        Self { memory, pieces, source, data, plan, ahead, fault, status }
+        let base_mappings_left = BASE_MAPPINGS_MAX;
+        Self { local, memory, pieces, source, data, plan, ahead, fault, base_mappings_left, status }
     }
 }
 
@@ -70,6 +71,7 @@ impl Policy for Copying {
 
     fn fault(&mut self, page: PageIndex) -> Result<(), PagerError> {
         let chunk = page.chunk();
+        self.meet(chunk.block(), page)?;
         let filled = if self.status.residency.is_loaded(chunk) {
             self.serve_loaded(page)?
         } else {
@@ -93,6 +95,7 @@ impl Policy for Copying {
     fn load_ahead(&mut self) -> Result<Step, PagerError> {
         while let Some(Next { run, is_expected }) = self.plan.next() {
             let chunk = run.first;
+            self.meet(chunk.block(), chunk.first_page())?;
             if self.status.residency.is_loaded(chunk) || self.ahead.contains(chunk) {
                 self.plan.pass(1);
                 continue;
@@ -123,6 +126,33 @@ impl Policy for Copying {
 }
 
 impl Copying {
+    /// The first thing that is done about a block: what of it is in the base is mapped from there.
+    fn meet(&mut self, block: BlockIndex, page: PageIndex) -> Result<(), PagerError> {
+        if self.source.base().is_none() || self.data.is_known(block) {
+            return Ok(());
+        }
+        let same = self.source.base_chunks(block) & !self.status.residency.removed_chunks(block);
+        let mut mapped = 0;
+        for run in runs(block, same) {
+            let piece = self.memory.space().in_one_region(piece(run));
+            let Some(image) = self.source.base() else { break };
+            // What the host does not map is loaded as all else is.
+            let is_refused = self.base_mappings_left == 0 || piece.len_bytes == 0;
+            if is_refused || self.local.map(piece, image).is_err() {
+                break;
+            }
+            self.base_mappings_left = self.base_mappings_left.saturating_sub(1);
+            mapped |= run.chunks().fold(0, |mask, chunk| mask | bit(chunk));
+            self.status.residency.set_loaded(run);
+            let woken = self.memory.wake(piece);
+            woken
+                .map_err(|source| self.memory.space().error("wake who waits for", piece, source))?;
+        }
+        let pages = self.source.pages(block).map_err(|source| self.source_error(page, source))?;
+        self.data.learn(block, chunks_of(block, &pages) & !mapped);
+        Ok(())
+    }
+
     /// The chunk is there: it came while the fault was on its way, or its page was given back.
     fn serve_loaded(&mut self, page: PageIndex) -> Result<Filled, PagerError> {
         if !self.status.residency.is_removed(page) {
@@ -194,6 +224,17 @@ impl Copying {
     }
 }
 
+/// The chunks of a mask, in as few runs as they make.
+fn runs(block: BlockIndex, mask: u32) -> impl Iterator<Item = ChunkRun> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        let first = left.trailing_zeros();
+        let count = left.checked_shr(first)?.trailing_ones();
+        left &= u32::MAX.checked_shl(first.saturating_add(count)).unwrap_or(0);
+        Some(ChunkRun { first: block.chunk(first as usize), count })
+    })
+}
+
 /// Who gives memory back has to run before we can go on.
 fn worked(filled: Filled) -> Step {
     if filled == Filled::NotNow {
@@ -221,4 +262,21 @@ fn install(
         data.loaded(run);
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_as_few_runs_as_it_makes() {
+        let of = |mask| -> Vec<_> {
+            let first = BlockIndex(2).chunk(0).0;
+            runs(BlockIndex(2), mask).map(|run| (run.first.0 - first, run.count)).collect()
+        };
+        assert_eq!(of(0), []);
+        assert_eq!(of(u32::MAX), [(0, 32)]);
+        assert_eq!(of(0x8000_0001), [(0, 1), (31, 1)]);
+        assert_eq!(of(0xc000_00f6), [(1, 2), (4, 4), (30, 2)]);
+    }
 }

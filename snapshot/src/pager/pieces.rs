@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::space::{Piece, Space};
-use crate::layout::{BLOCK_BYTES, BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PAGES_PER_CHUNK};
+use crate::layout::{BLOCK_BYTES, BlockIndex};
 
 /// Pieces of memory that are registered. Each is a mapping of its own for the kernel, of which a
 /// process may have 65530.
@@ -30,31 +30,17 @@ pub(super) fn within(
     pieces: &[Piece],
     is_wanted: impl Fn(BlockIndex) -> bool,
 ) -> Vec<Piece> {
-    let wanted = blocks(pieces).filter(|block| is_wanted(*block));
-    join_all(space, wanted.map(Piece::of_block), 0)
-}
-
-/// Exactly those chunks of the pieces' blocks that are wanted, likewise.
-pub(super) fn chunks_within(
-    space: &Space,
-    pieces: &[Piece],
-    is_wanted: impl Fn(ChunkIndex) -> bool,
-) -> Vec<Piece> {
-    let chunks =
-        blocks(pieces).flat_map(|block| (0..CHUNKS_PER_BLOCK).map(move |it| block.chunk(it)));
-    let of_chunk = |chunk: ChunkIndex| Piece::of_pages(chunk.first_page(), PAGES_PER_CHUNK as u32);
-    join_all(space, chunks.filter(|chunk| is_wanted(*chunk)).map(of_chunk), 0)
-}
-
-/// The blocks in which these pieces lie, each once if no two of them lie in one.
-pub(super) fn blocks(pieces: &[Piece]) -> impl Iterator<Item = BlockIndex> {
-    pieces.iter().flat_map(blocks_of).map(BlockIndex)
+    join_all(
+        space,
+        pieces.iter().flat_map(blocks).map(BlockIndex).filter(|block| is_wanted(*block)),
+        0,
+    )
 }
 
 /// The blocks that are in none of these pieces, which are sorted.
 pub(super) fn others(space: &Space, pieces: &[Piece]) -> impl Iterator<Item = BlockIndex> {
-    let ends = pieces.iter().map(|piece| blocks_of(piece).end);
-    let begins = pieces.iter().map(|piece| blocks_of(piece).start);
+    let ends = pieces.iter().map(|piece| blocks(piece).end);
+    let begins = pieces.iter().map(|piece| blocks(piece).start);
     let gaps = std::iter::once(0).chain(ends).zip(begins.chain([space.block_count()]));
     gaps.flat_map(|(begin, end)| (begin..end).map(BlockIndex))
 }
@@ -62,15 +48,19 @@ pub(super) fn others(space: &Space, pieces: &[Piece]) -> impl Iterator<Item = Bl
 /// As above, with runs of up to so many blocks of zeroes taken along.
 fn with_gaps(space: &Space, has_data: &impl Fn(BlockIndex) -> bool, gap_blocks: u32) -> Vec<Piece> {
     let blocks = (0..space.block_count()).map(BlockIndex).filter(|block| has_data(*block));
-    join_all(space, blocks.map(Piece::of_block), gap_blocks)
+    join_all(space, blocks, gap_blocks)
 }
 
-/// Sorted pieces in as few as that takes, if gaps of so many blocks are taken along. What lies in no region
-/// is left out.
-fn join_all(space: &Space, parts: impl Iterator<Item = Piece>, gap_blocks: u32) -> Vec<Piece> {
+/// Sorted blocks in as few pieces as that takes, if gaps of so many blocks are taken along.
+fn join_all(
+    space: &Space,
+    blocks: impl Iterator<Item = BlockIndex>,
+    gap_blocks: u32,
+) -> Vec<Piece> {
     let gap_bytes = u64::from(gap_blocks).saturating_mul(BLOCK_BYTES as u64);
     let mut pieces: Vec<Piece> = Vec::new();
-    for piece in parts.map(|part| space.in_one_region(part)).filter(|piece| piece.len_bytes > 0) {
+    for block in blocks {
+        let piece = space.in_one_region(Piece::of_block(block));
         let joined = pieces.last().and_then(|last| join(space, *last, piece, gap_bytes));
         match (joined, pieces.last_mut()) {
             (Some(joined), Some(last)) => *last = joined,
@@ -81,7 +71,7 @@ fn join_all(space: &Space, parts: impl Iterator<Item = Piece>, gap_blocks: u32) 
 }
 
 /// The blocks in which a piece lies.
-fn blocks_of(piece: &Piece) -> Range<u32> {
+fn blocks(piece: &Piece) -> Range<u32> {
     let of = |bytes: u64| u32::try_from(bytes.div_ceil(BLOCK_BYTES as u64)).unwrap_or(u32::MAX);
     let begin = piece.offset_bytes.checked_div(BLOCK_BYTES as u64).unwrap_or(0);
     of(begin.saturating_mul(BLOCK_BYTES as u64))..of(piece.end_bytes())

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::plan::ChunkRun;
-use crate::layout::{BlockIndex, ChunkIndex, PAGES_PER_BLOCK, PageIndex};
+use crate::layout::{
+    BlockIndex, CHUNKS_PER_BLOCK, ChunkIndex, PAGES_PER_BLOCK, PAGES_PER_CHUNK, PageIndex,
+};
 
 /// Which chunks were loaded and which pages were given back since. The pager writes it; whoever
 /// saves the machine reads it while the machine is paused.
@@ -39,6 +41,17 @@ impl Residency {
     /// Whether a chunk was loaded.
     pub fn is_loaded(&self, chunk: ChunkIndex) -> bool {
         self.loaded_chunks(chunk.block()) & bit(chunk) != 0
+    }
+
+    /// The chunks of a block of which the guest gave pages back while memory was being loaded.
+    pub(super) fn removed_chunks(&self, block: BlockIndex) -> u32 {
+        let chunks = (0..CHUNKS_PER_BLOCK).map(|number| block.chunk(number));
+        let is_removed = |chunk: &ChunkIndex| {
+            let first = chunk.first_page().0;
+            (first..first.saturating_add(PAGES_PER_CHUNK as u32))
+                .any(|page| self.is_removed(PageIndex(page)))
+        };
+        chunks.filter(is_removed).fold(0, |mask, chunk| mask | bit(chunk))
     }
 
     /// Whether the guest gave this page back (a balloon) while its memory was being loaded: it has no

@@ -110,8 +110,8 @@ fn it_sees_its_own_pages_and_those_of_the_base_and_writes_to_neither() {
     (0..512).map(PageIndex).for_each(|page| check_child(&first, page));
     assert_eq!(pager.counts().faults, 0, "block 0 is the base's, and nobody is asked for it");
     (512..1024).map(PageIndex).for_each(|page| check_child(&first, page));
-    // Of block 1, two chunks are not, and one of them has pages of both.
-    assert_eq!(pager.counts().faults, 2);
+    // Of block 1, two chunks are not; its first touch maps the others.
+    assert_eq!(pager.counts().faults, 3);
     pages(BLOCKS).for_each(|page| check_child(&first, page));
     first.write_obj(9_u64, address_of(PageIndex(1))).unwrap();
     first.write_obj(9_u64, address_of(PageIndex(513))).unwrap();
@@ -134,6 +134,37 @@ fn when_all_is_there_the_pager_is_not_needed_any_more() {
     wait_until("all is loaded", || pager.is_complete());
     drop(pager);
     pages(BLOCKS).for_each(|page| check_child(&memory, page));
+}
+
+#[test]
+fn threads_that_touch_blocks_at_once_all_see_what_is_there_and_what_they_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let parent = write(directory.path(), Vec::new());
+    let child = write_child(directory.path(), &parent);
+    let image = image(&parent, &[0, 1, 2]);
+    // The first touch of a block changes its mappings: again and again.
+    for _ in 0..20 {
+        let memory = memory(BLOCKS);
+        let Some(_pager) = start_based(&memory, (&parent, &child), &image, Reach::Block) else {
+            return;
+        };
+        std::thread::scope(|scope| {
+            for part in 0..4 {
+                let memory = &memory;
+                scope.spawn(move || {
+                    for step in 0..BLOCKS * 128 {
+                        // Each in an order of its own, and no page is two threads'.
+                        let page = PageIndex(step * (37 + 2 * part) % (BLOCKS * 128) * 4 + part);
+                        check_child(memory, page);
+                        memory.write_obj(u64::from(part), address_of(page)).unwrap();
+                    }
+                });
+            }
+        });
+        for page in pages(BLOCKS) {
+            assert_eq!(read(&memory, page, 0), u64::from(page.0 % 4), "page {page}");
+        }
+    }
 }
 
 #[test]
