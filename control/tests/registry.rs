@@ -232,8 +232,14 @@ struct Build {
 
 impl Build {
     fn start(host: &TempDir, registries: &[&str], dockerfile: &str) -> Self {
+        Self::start_with_room(host, registries, dockerfile, u64::MAX)
+    }
+
+    /// One for which base images may take so many bytes.
+    fn start_with_room(host: &TempDir, registries: &[&str], dockerfile: &str, bytes: u64) -> Self {
         let mut settings = Settings::read(&host.path().join("builds.json")).unwrap();
         settings.registries = registries.iter().map(|&name| name.into()).collect();
+        settings.base_bytes = bytes;
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("Dockerfile"), dockerfile).unwrap();
         let (said, lines) = unbounded_channel();
@@ -292,6 +298,28 @@ async fn a_build_pulls_what_it_starts_from_once() {
     let (failure, said) = Build::start(&host, &[&registry], &dockerfile).end().await;
     assert_base_is_there(&failure);
     assert!(paths.try_recv().is_err() && !said.contains("layer"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_pulled_when_base_images_take_what_they_may() {
+    let (content, mut paths) = Content::open();
+    let registry = content.serve().await;
+    let host = host(&registry, PASSWORD);
+    let build = |name: &str, bytes| {
+        let dockerfile = format!("FROM {registry}/some/{name}:1\n");
+        Build::start_with_room(&host, &[&registry], &dockerfile, bytes).end()
+    };
+    let (failure, _) = build("app", 1).await;
+    let text = failure.text();
+    assert!(failure.line() == Some(1) && text.contains("than `base_bytes` leaves"), "{text}");
+    // With room for it, it is there, and takes some.
+    assert_base_is_there(&build("app", u64::MAX).await.0);
+    while paths.try_recv().is_ok() {}
+    let (failure, _) = build("other", 1).await;
+    let text = failure.text();
+    assert!(text.contains("rotifer base rm") && text.contains("beyond 1:"), "{text}");
+    assert!(paths.try_recv().is_err(), "the registry is not asked");
+    assert_base_is_there(&build("app", 1).await.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -138,6 +138,20 @@ impl Store {
         Ok(bases)
     }
 
+    /// What all layers take.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn bytes(&self) -> Result<u64, BaseError> {
+        let directory = self.directory.join("layers");
+        let mut bytes = 0_u64;
+        for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+            let metadata = entry.and_then(|entry| entry.metadata());
+            bytes = bytes.saturating_add(metadata.map_err(failed("list", &directory))?.len());
+        }
+        Ok(bytes)
+    }
+
     /// The image of a name, or of the name that it stands for.
     ///
     /// # Errors

@@ -143,6 +143,7 @@ impl Builder {
         let bases = Supply {
             store: &self.store,
             registries: &self.settings.registries,
+            bytes_max: self.settings.base_bytes,
             cancel: &request.cancel,
             log: RefCell::new(log),
         };

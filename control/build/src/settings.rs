@@ -28,6 +28,9 @@ pub struct Settings {
     /// How much the results of steps may take, in bytes on the disk.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: u64,
+    /// How much base images may take on the disk, in bytes, for a build to pull another one.
+    #[serde(default = "default_base_bytes")]
+    pub base_bytes: u64,
     /// The size of the root disk, in bytes. It is sparse.
     #[serde(default = "default_disk_bytes")]
     pub disk_bytes: u64,
@@ -59,6 +62,10 @@ pub struct Settings {
 
 fn default_cache_bytes() -> u64 {
     20 << 30
+}
+
+fn default_base_bytes() -> u64 {
+    100 << 30
 }
 
 fn default_disk_bytes() -> u64 {

@@ -40,6 +40,11 @@ pub enum PullError {
     Runtime(#[source] io::Error),
     #[error("the build ended before {image} was there")]
     Ended { image: String },
+    #[error(
+        "the base images of this host take {used} bytes, and builds pull no more beyond {bytes_max}: remove some with \
+         `rotifer base rm NAME`, or raise `base_bytes`"
+    )]
+    Full { used: u64, bytes_max: u64 },
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error(transparent)]
@@ -56,7 +61,7 @@ pub fn add(store: &Store, name: &str, from: &Path, say: Say<'_>) -> Result<Base,
         return Ok(import::import(store, name, from)?);
     };
     let image = text.parse().map_err(|source| PullError::Name { text: text.into(), source })?;
-    Pull { store, name, image, is_renewal: true }.run(&Cancel::default(), say)
+    Pull { store, name, image, is_renewal: true, bytes_max: u64::MAX }.run(&Cancel::default(), say)
 }
 
 /// Whether a text names a registry, as the names of its images do.
@@ -71,6 +76,8 @@ pub(crate) struct Supply<'a> {
     pub(crate) store: &'a Store,
     /// Whose images may be pulled.
     pub(crate) registries: &'a [String],
+    /// What all images may take, for another one to be pulled.
+    pub(crate) bytes_max: u64,
     pub(crate) cancel: &'a Cancel,
     pub(crate) log: RefCell<Log<'a>>,
 }
@@ -91,7 +98,8 @@ impl Supply<'_> {
         let is_listed = |image: &Reference| self.registries.iter().any(|it| it == image.registry());
         match real.parse().ok().filter(is_listed) {
             Some(image) if self.store.find(&real)?.is_none() => {
-                let pull = Pull { store: self.store, name: &real, image, is_renewal: false };
+                let (store, bytes_max) = (self.store, self.bytes_max);
+                let pull = Pull { store, name: &real, image, is_renewal: false, bytes_max };
                 let mut log = self.log.borrow_mut();
                 pull.run(self.cancel, &mut |line| log(Event::Line(line)))
             }
@@ -108,6 +116,8 @@ struct Pull<'a> {
     image: Reference,
     /// Whether it takes the place of one that is there.
     is_renewal: bool,
+    /// What all images may take together.
+    bytes_max: u64,
 }
 
 impl Pull<'_> {
@@ -135,9 +145,12 @@ impl Pull<'_> {
         {
             return Ok(base);
         }
+        let (used, bytes_max) = (self.store.bytes()?, self.bytes_max);
+        let room = bytes_max.checked_sub(used).filter(|room| *room > 0);
+        let room = room.ok_or(PullError::Full { used, bytes_max })?;
         let layout = self.layout()?;
         say(&format!("pulling {}", self.image));
-        Transfer::new(&self.image, layout.path())?.run(say).await?;
+        Transfer::new(&self.image, layout.path())?.run(room, say).await?;
         Ok(import::import(self.store, self.name, layout.path())?)
     }
 

@@ -81,8 +81,8 @@ impl<'a> Transfer<'a> {
         Ok(Self { client, auth, image, layout })
     }
 
-    /// Fetches all of it. The layout has an index when it is whole.
-    pub(super) async fn run(&self, say: Say<'_>) -> Result<(), RegistryError> {
+    /// Fetches all of it, if there is room for so many bytes. The layout has an index when it is whole.
+    pub(super) async fn run(&self, room: u64, say: Say<'_>) -> Result<(), RegistryError> {
         let blobs = self.layout.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(failed("make", &blobs))?;
         let (bytes, digest, manifest) = self.manifest().await?;
@@ -92,7 +92,7 @@ impl<'a> Transfer<'a> {
         if layer_count > LAYERS_MAX {
             return Err(self.refuse(format!("it has more than {LAYERS_MAX} layers")));
         }
-        let mut left = IMAGE_BYTES_MAX;
+        let mut left = IMAGE_BYTES_MAX.min(room);
         self.blob(&manifest.config, &mut left, "configuration", say).await?;
         for (index, layer) in manifest.layers.iter().enumerate() {
             let title = format!("layer {} of {layer_count}", index + 1);
@@ -148,9 +148,11 @@ impl<'a> Transfer<'a> {
         say: Say<'_>,
     ) -> Result<(), RegistryError> {
         let size = u64::try_from(blob.size).unwrap_or(u64::MAX);
-        *image_left = image_left
-            .checked_sub(size)
-            .ok_or_else(|| self.refuse(format!("it has more than {IMAGE_BYTES_MAX} bytes")))?;
+        *image_left = image_left.checked_sub(size).ok_or_else(|| {
+            self.refuse(format!(
+                "it has more than {IMAGE_BYTES_MAX} bytes, or than `base_bytes` leaves"
+            ))
+        })?;
         say(&format!("{title}: {} KiB", size >> 10));
         let path = self.path(&blob.digest)?;
         let mut file = File::create(&path).map_err(failed("make", &path))?;
