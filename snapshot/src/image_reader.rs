@@ -58,23 +58,22 @@ impl ImageReader {
             .map_err(|fault| piece_error(snapshot, *number, block, piece, fault))
     }
 
-    /// Puts the pages that a piece of a block gives into its chunk, and touches no others.
-    pub(crate) fn load_piece(
+    /// As [`PageSource::load_chunk`], but for `known`, which is asked for each piece before it is read: true if it
+    /// has put the piece's pages there.
+    pub(crate) fn load_chunk_but(
         &mut self,
-        block: BlockIndex,
-        piece: &Piece,
+        chunk: ChunkIndex,
         out: &mut [u8; CHUNK_BYTES],
-    ) -> Result<(), SourceError> {
-        let Self { snapshot, number, loader, .. } = self;
-        loader
-            .load(snapshot.pack(piece.layer), piece, out)
-            .map_err(|fault| piece_error(snapshot, *number, block, piece, fault))
+        known: impl FnMut(&Piece, &mut [u8; CHUNK_BYTES]) -> bool,
+    ) -> Result<u16, SourceError> {
+        self.fill_chunk(chunk, out, known).inspect_err(|_| out.fill(0))
     }
 
     fn fill_chunk(
         &mut self,
         chunk: ChunkIndex,
         out: &mut [u8; CHUNK_BYTES],
+        mut known: impl FnMut(&Piece, &mut [u8; CHUNK_BYTES]) -> bool,
     ) -> Result<u16, SourceError> {
         let Self { snapshot, number, records, loader } = self;
         let index = index_of(snapshot, *number);
@@ -83,6 +82,9 @@ impl ImageReader {
         let mut pages = 0;
         for piece in pieces {
             pages |= piece.used;
+            if known(piece, out) {
+                continue;
+            }
             loader
                 .load(snapshot.pack(piece.layer), piece, out)
                 .map_err(|fault| piece_error(snapshot, *number, chunk.block(), piece, fault))?;
@@ -136,7 +138,7 @@ impl PageSource for ImageReader {
         chunk: ChunkIndex,
         out: &mut [u8; CHUNK_BYTES],
     ) -> Result<u16, SourceError> {
-        self.fill_chunk(chunk, out).inspect_err(|_| out.fill(0))
+        self.load_chunk_but(chunk, out, |_, _| false)
     }
 
     fn load_block(
@@ -210,7 +212,7 @@ fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
     buffer.get_mut(..bytes).expect("the buffer was made to have so many")
 }
 
-pub(crate) fn zero_fill(chunk: &mut [u8; CHUNK_BYTES], pages: u16) {
+fn zero_fill(chunk: &mut [u8; CHUNK_BYTES], pages: u16) {
     let (places, _) = chunk.as_chunks_mut::<{ crate::layout::PAGE_BYTES }>();
     for page in bits(pages) {
         if let Some(place) = places.get_mut(page) {

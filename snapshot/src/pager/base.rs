@@ -10,15 +10,10 @@
 //! Same means that the digests are: whatever a hostile snapshot claims to have in common with another
 //! one, it gets nothing that it could not have brought along itself.
 
-use vm_memory::VolatileSlice;
-
 use super::shared_image::ImageView;
 use crate::{
-    image_reader::{ImageReader, of_chunk, zero_fill},
-    layout::{
-        BLOCK_BYTES, BlockIndex, CHUNK_BYTES, CHUNKS_PER_BLOCK, ChunkIndex, PAGE_BYTES,
-        PAGES_PER_CHUNK,
-    },
+    image_reader::{ImageReader, of_chunk},
+    layout::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, CHUNKS_PER_BLOCK, ChunkIndex, PAGE_BYTES},
     page_set::{PageSet, bits},
     record::Piece,
     source::{PageSource, SourceError},
@@ -36,8 +31,6 @@ pub struct Base {
 struct Based {
     reader: ImageReader,
     base: Base,
-    /// Of the chunk that is being loaded.
-    pieces: Vec<Piece>,
 }
 
 impl Base {
@@ -52,42 +45,7 @@ impl Base {
         if self.view.image_bytes() != reader.image_bytes() {
             return Box::new(reader);
         }
-        let pieces = Vec::with_capacity(PAGES_PER_CHUNK);
-        Box::new(Based { reader, base: self, pieces })
-    }
-
-    /// The base's pieces of a chunk that is there.
-    fn pieces(&mut self, chunk: ChunkIndex) -> &[Piece] {
-        if !self.view.is_resident(chunk.block()) {
-            return &[];
-        }
-        // A base that is damaged is none: all is in the snapshot itself.
-        let pieces = self.reader.pieces(chunk.block()).unwrap_or_default();
-        of_chunk(pieces, chunk.in_block())
-    }
-}
-
-impl Based {
-    fn fill_chunk(
-        &mut self,
-        chunk: ChunkIndex,
-        out: &mut [u8; CHUNK_BYTES],
-    ) -> Result<u16, SourceError> {
-        let Self { reader, base, pieces } = self;
-        let block = chunk.block();
-        pieces.clear();
-        pieces.extend_from_slice(of_chunk(reader.pieces(block)?, chunk.in_block()));
-        let known = base.pieces(chunk);
-        let is_known = |piece: &Piece| known.iter().any(|base| piece.is_within(base));
-        let copied: u16 = pieces.iter().filter(|it| is_known(it)).fold(0, |all, it| all | it.used);
-        let copied = copy(&base.view, chunk, copied, out);
-        let mut pages = copied;
-        for piece in pieces.iter().filter(|piece| piece.used & copied == 0) {
-            reader.load_piece(block, piece, out)?;
-            pages |= piece.used;
-        }
-        zero_fill(out, !pages);
-        Ok(pages)
+        Box::new(Based { reader, base: self })
     }
 }
 
@@ -104,21 +62,17 @@ impl Piece {
     }
 }
 
-/// Copies these pages of a chunk out of an image. Returns which ones.
-fn copy(image: &ImageView, chunk: ChunkIndex, pages: u16, out: &mut [u8; CHUNK_BYTES]) -> u16 {
+/// Copies these pages of a chunk out of an image; false if it has not got them.
+fn copy(image: &ImageView, chunk: ChunkIndex, pages: u16, out: &mut [u8; CHUNK_BYTES]) -> bool {
     let first = chunk.in_block().saturating_mul(CHUNK_BYTES);
     let place = image.block(chunk.block()).and_then(|block| block.subslice(first, CHUNK_BYTES));
-    let Ok(place) = place else { return 0 };
+    let Ok(place) = place else { return false };
     let (out, _) = out.as_chunks_mut::<PAGE_BYTES>();
-    let page_of = |number: usize| place.subslice(number.saturating_mul(PAGE_BYTES), PAGE_BYTES);
-    let mut copied = 0;
-    for number in bits(pages) {
-        if let (Ok(page), Some(out)) = (page_of(number), out.get_mut(number)) {
-            VolatileSlice::copy_to(&page, out.as_mut_slice());
-            copied |= 1_u16.wrapping_shl(number as u32);
-        }
-    }
-    copied
+    bits(pages).all(|number| {
+        let page = place.subslice(number.saturating_mul(PAGE_BYTES), PAGE_BYTES);
+        let (Ok(page), Some(out)) = (page, out.get_mut(number)) else { return false };
+        page.copy_to(out.as_mut_slice()) == PAGE_BYTES
+    })
 }
 
 impl PageSource for Based {
@@ -141,7 +95,7 @@ impl PageSource for Based {
     }
 
     fn base_chunks(&mut self, block: BlockIndex) -> u32 {
-        let Self { reader, base: Base { reader: base, view }, .. } = self;
+        let Self { reader, base: Base { reader: base, view } } = self;
         if !view.is_resident(block) {
             return 0;
         }
@@ -165,7 +119,14 @@ impl PageSource for Based {
         chunk: ChunkIndex,
         out: &mut [u8; CHUNK_BYTES],
     ) -> Result<u16, SourceError> {
-        self.fill_chunk(chunk, out).inspect_err(|_| out.fill(0))
+        let Self { reader, base: Base { reader: base, view } } = self;
+        // Where the base is not there, or is damaged, it is none: all is in the snapshot itself.
+        let is_there = view.is_resident(chunk.block());
+        let pieces = is_there.then(|| base.pieces(chunk.block()).unwrap_or_default());
+        let pieces = of_chunk(pieces.unwrap_or_default(), chunk.in_block());
+        reader.load_chunk_but(chunk, out, |piece, out| {
+            pieces.iter().any(|other| piece.is_within(other)) && copy(view, chunk, piece.used, out)
+        })
     }
 
     fn load_block(
