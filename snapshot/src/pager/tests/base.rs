@@ -51,6 +51,14 @@ fn write_child(directory: &Path, parent: &Snapshot) -> Snapshot {
     Snapshot::open(&path, &PackSearch::new().directory(directory)).unwrap()
 }
 
+/// A directory with both.
+fn snapshots() -> (tempfile::TempDir, Snapshot, Snapshot) {
+    let directory = tempfile::tempdir().unwrap();
+    let parent = write(directory.path(), Vec::new());
+    let child = write_child(directory.path(), &parent);
+    (directory, parent, child)
+}
+
 fn check_child(memory: &Memory, page: PageIndex) {
     match written().get(&page.0) {
         Some(number) => {
@@ -101,9 +109,7 @@ fn damage(pack: &Path) {
 
 #[test]
 fn it_sees_its_own_pages_and_those_of_the_base_and_writes_to_neither() {
-    let directory = tempfile::tempdir().unwrap();
-    let parent = write(directory.path(), Vec::new());
-    let child = write_child(directory.path(), &parent);
+    let (_directory, parent, child) = snapshots();
     let image = image(&parent, &[0, 1, 2]);
     let (first, second) = (memory(BLOCKS), memory(BLOCKS));
     let Some(pager) = start_based(&first, (&parent, &child), &image, Reach::Chunk) else { return };
@@ -123,9 +129,7 @@ fn it_sees_its_own_pages_and_those_of_the_base_and_writes_to_neither() {
 
 #[test]
 fn when_all_is_there_the_pager_is_not_needed_any_more() {
-    let directory = tempfile::tempdir().unwrap();
-    let parent = write(directory.path(), Vec::new());
-    let child = write_child(directory.path(), &parent);
+    let (_directory, parent, child) = snapshots();
     let image = image(&parent, &[0, 1]);
     let memory = memory(BLOCKS);
     let Some(pager) = start_based(&memory, (&parent, &child), &image, Reach::Everything) else {
@@ -138,9 +142,7 @@ fn when_all_is_there_the_pager_is_not_needed_any_more() {
 
 #[test]
 fn threads_that_touch_blocks_at_once_all_see_what_is_there_and_what_they_write() {
-    let directory = tempfile::tempdir().unwrap();
-    let parent = write(directory.path(), Vec::new());
-    let child = write_child(directory.path(), &parent);
+    let (_directory, parent, child) = snapshots();
     let image = image(&parent, &[0, 1, 2]);
     // The first touch of a block changes its mappings: again and again.
     for _ in 0..20 {
@@ -169,9 +171,7 @@ fn threads_that_touch_blocks_at_once_all_see_what_is_there_and_what_they_write()
 
 #[test]
 fn what_the_base_has_is_not_read_from_the_packs() {
-    let directory = tempfile::tempdir().unwrap();
-    let parent = write(directory.path(), Vec::new());
-    let child = write_child(directory.path(), &parent);
+    let (directory, parent, child) = snapshots();
     let image = image(&parent, &[0, 1]);
     let memory = memory(BLOCKS);
     let Some(pager) = start_based(&memory, (&parent, &child), &image, Reach::Chunk) else { return };
@@ -185,9 +185,7 @@ fn what_the_base_has_is_not_read_from_the_packs() {
 
 #[test]
 fn a_base_that_is_not_there_or_of_another_size_is_none() {
-    let directory = tempfile::tempdir().unwrap();
-    let parent = write(directory.path(), Vec::new());
-    let child = write_child(directory.path(), &parent);
+    let (_directory, parent, child) = snapshots();
     let memory = memory(BLOCKS);
     let Some(_pager) = start_based(&memory, (&parent, &child), &image(&parent, &[]), Reach::Chunk)
     else {
@@ -202,9 +200,7 @@ fn a_base_that_is_not_there_or_of_another_size_is_none() {
 
 #[test]
 fn only_chunks_of_the_same_digests_are_shared() {
-    let directory = tempfile::tempdir().unwrap();
-    let parent = write(directory.path(), Vec::new());
-    let child = write_child(directory.path(), &parent);
+    let (_directory, parent, child) = snapshots();
     let image = image(&parent, &[0, 1, 2]);
     let base = Base::new(parent.memory().unwrap(), view(&image));
     let mut source = base.below(child.memory().unwrap());
