@@ -119,7 +119,7 @@ impl HostSettings {
         for (bucket, endpoint) in &self.code_endpoints {
             let is_twice = self.code_directories.contains_key(bucket);
             let fault = match endpoint.fault() {
-                _ if !code::is_bucket(bucket) => Some("that is no name of a bucket"),
+                _ if !s3s::path::check_bucket_name(bucket) => Some("that is no name of a bucket"),
                 _ if is_twice => Some("that bucket is one of host.code-directories, too"),
                 fault => fault,
             };

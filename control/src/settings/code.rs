@@ -93,18 +93,6 @@ impl CodeEndpoint {
     }
 }
 
-/// Whether a bucket may have such a name.
-pub(super) fn is_bucket(name: &str) -> bool {
-    let is_letter = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.'
-    };
-    (3..=63).contains(&name.len())
-        && name.bytes().all(is_letter)
-        && !name.starts_with(['-', '.'])
-        && !name.ends_with(['-', '.'])
-        && !name.contains("..")
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
